@@ -1,0 +1,1 @@
+"""Kafka → stores: the consumers' half of memory-cdc."""

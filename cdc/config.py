@@ -1,0 +1,311 @@
+"""The whole configuration: one TOML file, each key overridable by the environment, secrets from files.
+
+`CDC_REDIS__URL=…` overrides `[redis] url`, `CDC_POSTGRES__PASSWORD_FILE=/run/secrets/pg` reads `[postgres] password` from
+a file. Everything is validated once and frozen; errors name field, value and rule.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from cdc.errors import ConfigError
+
+PREFIX = "CDC_"
+MIB = 1 << 20
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")]  # what PostgreSQL allows in a slot name
+Port = Annotated[int, Field(ge=0, le=65535)]
+Mask = Literal["drop", "hash", "redact"]
+
+
+class Section(BaseModel):
+    """Frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Postgres(Section):
+    """The source. `dsn` is libpq's; the password may come from `password` (or PASSWORD_FILE) instead."""
+
+    dsn: str
+    password: SecretStr | None = None
+    slot: Name = "memory_cdc"
+    publication: Name = "memory_cdc"
+    plugin: Literal["wal2json", "pgoutput"] = "wal2json"
+    tables: tuple[str, ...] = Field(("public.memories",), min_length=1)  # schema.table, * and ? allowed
+    missing_identity: Literal["refuse", "allow"] = "refuse"
+    snapshot: Literal["initial", "never"] = "initial"
+    snapshot_chunk_rows: int = Field(20_000, ge=1)
+    snapshot_workers: int = Field(2, ge=1, le=32)
+    heartbeat_seconds: float = Field(2.0, gt=0)
+    status_seconds: float = Field(5.0, gt=0, le=10)  # half of 10 s, well below wal_sender_timeout (60 s)
+    connect_timeout_seconds: int = Field(10, ge=1)
+
+    def selects(self, schema: str, table: str) -> bool:
+        """True when `tables` names it."""
+        return any(fnmatch.fnmatchcase(f"{schema}.{table}", pattern) for pattern in self.tables)
+
+    def conninfo(self, **extra: str) -> str:
+        """libpq connection string with the password filled in; do not log it."""
+        from psycopg.conninfo import make_conninfo
+
+        password = {"password": self.password.get_secret_value()} if self.password else {}
+        return make_conninfo(self.dsn, connect_timeout=self.connect_timeout_seconds, **password, **extra)
+
+
+class Table(Section):
+    """Per table: which columns travel, how they are masked, and how the stores use them."""
+
+    columns: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    mask: dict[str, Mask] = {}
+    vector: str | None = None  # a real[], float8[] or pgvector column: travels as f32:/f64:<base64>
+    text: str | None = None  # what an embedder reads when there is no vector column
+    version_column: str | None = None  # jsonb {origin: counter}; else {source name: commit LSN}
+    redis_key: str | None = None  # template over the key columns, default "<table>:{key columns}"
+    user: str | None = None  # column whose values get a recency index
+    recency: str | None = None  # timestamp column that orders it; default the commit time
+    ttl_seconds: int | None = Field(None, ge=1)
+
+    def keeps(self, column: str) -> bool:
+        """False for a column that never leaves PostgreSQL."""
+        if self.mask.get(column) == "drop":
+            return False
+        matches = any(fnmatch.fnmatchcase(column, pattern) for pattern in self.columns)
+        return matches and not any(fnmatch.fnmatchcase(column, pattern) for pattern in self.exclude)
+
+
+class Kafka(Section):
+    """Topics are `<prefix>.<schema>.<table>`; ours beside them `<prefix>.cdc.*`."""
+
+    bootstrap: str
+    prefix: str = Field("memories", pattern=r"^[A-Za-z0-9._-]{1,100}$")
+    partitions: int = Field(4, ge=1, le=1000)
+    replication_factor: int = Field(1, ge=1)
+    min_insync_replicas: int = Field(1, ge=1)
+    compression: Literal["none", "lz4", "zstd"] = "lz4"
+    delivery: Literal["exactly-once", "at-least-once"] = "exactly-once"
+    transaction_timeout_seconds: float = Field(
+        15.0, ge=1
+    )  # a dead writer holds consumers back that long at most
+    transaction_rows: int = Field(10_000, ge=1)  # a larger source transaction is cut by ordinal
+    transaction_bytes: int = Field(8 * MIB, ge=1)
+    linger_ms: float = Field(5, ge=0)
+    max_record_bytes: int = Field(64 * MIB, ge=1 << 16)
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_file: Path | None = None
+
+    @property
+    def progress_topic(self) -> str:
+        """Compacted; key source name, value the progress record."""
+        return f"{self.prefix}.cdc.progress"
+
+    @property
+    def heartbeat_topic(self) -> str:
+        """Compacted; key source name, value `{"ts_us", "position", "ends": {topic: [end offset]}}`."""
+        return f"{self.prefix}.cdc.heartbeat"
+
+    def dead_letter_topic(self, store: str) -> str:
+        """One a store."""
+        return f"{self.prefix}.cdc.dead-letters.{store}"
+
+    def table_topic(self, schema: str, table: str) -> str:
+        """Where a table's changes go."""
+        return f"{self.prefix}.{schema}.{table}"
+
+    def client_options(self) -> dict[str, Any]:
+        """Keyword arguments every aiokafka client of ours takes."""
+        from ssl import create_default_context
+
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap,
+            "security_protocol": self.security_protocol,
+        }
+        if self.security_protocol in ("SSL", "SASL_SSL"):
+            options["ssl_context"] = create_default_context(cafile=self.ca_file)
+        if self.sasl_mechanism:
+            secret = self.password.get_secret_value() if self.password else None
+            options |= {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_plain_username": self.username,
+                "sasl_plain_password": secret,
+            }
+        return options
+
+
+class Redis(Section):
+    """Working memory. `namespace` prefixes our own keys (sentinel, tombstones)."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    password: SecretStr | None = None
+    namespace: str = Field("cdc:", min_length=1)
+    batch: int = Field(500, ge=1)
+    tombstone_seconds: int = Field(86_400, ge=60)  # a day: longer than any redelivery of an old record
+    recency_limit: int = Field(1000, ge=1)  # newest ids kept a user
+    vectors: Literal["bytes", "omit"] = "bytes"  # raw little-endian float32, what RediSearch reads
+    check_seconds: float = Field(5.0, gt=0)
+
+
+class Faiss(Section):
+    """The index of one table."""
+
+    path: Path = Path(".cdc/faiss")
+    table: str = "public.memories"
+    metric: Literal["cosine", "ip", "l2"] = "cosine"
+    dimension: int | None = Field(None, ge=1)  # None: the embedder's, or the first vector's
+    flat_limit: int = Field(200_000, ge=1)  # vectors; beyond it IVF
+    nprobe: int = Field(16, ge=1)
+    batch: int = Field(2000, ge=1)
+    snapshot_seconds: float = Field(60.0, gt=0)
+    snapshot_records: int = Field(50_000, ge=1)
+    keep_snapshots: int = Field(3, ge=1)
+    threads: int = Field(2, ge=1)
+
+
+class Embedder(Section):
+    """What turns text into vectors for rows without a vector column."""
+
+    kind: Literal["hash", "sentence-transformers"] = "hash"
+    dimension: int = Field(384, ge=8)  # of the hashing embedder
+    model: str | None = None  # path or id, for sentence-transformers
+
+
+class Metrics(Section):
+    """Where each process serves /metrics; 0 takes a free port."""
+
+    host: str = "127.0.0.1"
+    reader_port: Port = 9480
+    redis_port: Port = 9481
+    faiss_port: Port = 9482
+
+
+class Gateway(Section):
+    """Search and statistics over HTTP, served by the FAISS consumer."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8480
+
+
+class Freshness(Section):
+    """The objective: how far a store may lag before someone is paged."""
+
+    objective_seconds: float = Field(10.0, gt=0)
+
+
+class Config(Section):
+    """Everything. Build it with `load`."""
+
+    source_name: str = Field("memories", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    mask_secret: SecretStr | None = None  # HMAC key of the `hash` mask
+    postgres: Postgres
+    kafka: Kafka
+    tables: dict[str, Table] = {}
+    redis: Redis = Redis()
+    faiss: Faiss = Faiss()
+    embedder: Embedder = Embedder()
+    metrics: Metrics = Metrics()
+    gateway: Gateway = Gateway()
+    freshness: Freshness = Freshness()
+
+    @field_validator("tables")
+    @classmethod
+    def _qualified(cls, tables: dict[str, Table]) -> dict[str, Table]:
+        for name in tables:
+            if name.count(".") != 1:
+                raise ValueError(f"[tables.{name!r}] has to be named schema.table")
+        return tables
+
+    @model_validator(mode="after")
+    def _hash_needs_secret(self) -> Config:
+        hashed = [name for name, table in self.tables.items() if "hash" in table.mask.values()]
+        if hashed and not self.mask_secret:
+            raise ValueError(
+                f"table {hashed[0]} masks by hash, so mask_secret must be set (at best by MASK_SECRET_FILE)"
+            )
+        return self
+
+    def table(self, schema: str, table: str) -> Table:
+        """The table's own settings or the defaults."""
+        return self.tables.get(f"{schema}.{table}", Table())
+
+
+def load(path: Path | None, environ: dict[str, str] | None = None) -> Config:
+    """Reads file and environment; raises ConfigError with field, value and rule."""
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"there is no config file {path}", hint="name one with --config, or run `cdc up`"
+            ) from error
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(
+                f"{path} cannot be read: {error}", hint="mend the file; it has to be TOML"
+            ) from error
+    for name, value in (os.environ if environ is None else environ).items():
+        if name.startswith(PREFIX):
+            _override(data, name, value)
+    return parse(data, origin=str(path or "environment"))
+
+
+def parse(data: dict[str, Any], origin: str = "config") -> Config:
+    """A validated Config from plain data; raises ConfigError."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=True)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "config"
+        shown = "" if isinstance(first["input"], dict) or _secret(field) else f" = {first['input']!r}"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ConfigError(
+            f"{origin}: {field}{shown}: {first['msg']}{more}", hint=f"correct {field}"
+        ) from error
+
+
+def _secret(field: str) -> bool:
+    return any(word in field for word in ("password", "secret", "dsn", "url"))
+
+
+def _override(data: dict[str, Any], name: str, value: str) -> None:
+    """Puts one variable into the tree: CDC_A__B=x → data[a][b]; *_FILE reads the value from a file."""
+    *parents, leaf = name.removeprefix(PREFIX).lower().split("__")
+    if leaf.endswith("_file") and leaf != "ca_file":
+        leaf = leaf.removesuffix("_file")
+        try:
+            value = Path(value).read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"{name}: {error}", hint="name a file that this user may read") from error
+    if not parents and leaf not in Config.model_fields:
+        return  # a variable of another program
+    node = data
+    for part in parents:
+        node = node.setdefault(part, {})
+    node[leaf] = _parse(value)
+
+
+def _parse(value: str) -> Any:
+    """Lists and tables as TOML, all else as text (pydantic turns text into numbers)."""
+    if value[:1] in "[{":
+        try:
+            return tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            return value
+    return value

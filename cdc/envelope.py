@@ -1,0 +1,134 @@
+"""The wire form of one change in a topic, shared by the reader (which writes) and the consumers (which read).
+
+Value: JSON in Debezium's shape (Debezium manual, "PostgreSQL connector: data change events"):
+`{"before","after","source","op","ts_ms","transaction"}`; `op` is c/u/d/r(snapshot)/t(truncate, sweep).
+`before` holds the key columns only, for deletes: the whole old row would not survive compaction anyway.
+Key: JSON of the primary key, columns in key order. A delete is followed by a tombstone (null value).
+Headers: `cdc.pos` (position, 32 hex digits) and `cdc.ver` (version vector, JSON), on tombstones too.
+Vectors travel as `"f32:<base64 of little-endian float32>"` (`f64:` for float8[]), see docs/types.md.
+
+Markers: a record with key `TRUNCATE_KEY` or `SWEEP_KEY`, op `t`, in every partition of a topic says that every row
+of the table with a position below `source.below` is gone. Keys stay apart, because compaction keeps one record a key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from cdc.errors import DecodeError
+
+POSITION_HEADER = "cdc.pos"
+VERSION_HEADER = "cdc.ver"
+TRUNCATE_KEY = b'{"__cdc":"truncate"}'
+SWEEP_KEY = b'{"__cdc":"sweep"}'
+MARKER_KEYS = frozenset((TRUNCATE_KEY, SWEEP_KEY))
+
+Op = Literal["c", "u", "d", "r", "t"]
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Source(msgspec.Struct, gc=False):
+    """Where a change comes from. `below` only in markers; `filled` names columns the reader re-selected."""
+
+    name: str
+    db: str
+    schema: str
+    table: str
+    ts_us: int
+    epoch: int
+    lsn: int
+    ordinal: int
+    snapshot: str = "false"
+    txId: int | None = None
+    vector: dict[str, int] = {}
+    below: str | None = None
+    filled: list[str] = []
+
+
+class ChangeEvent(msgspec.Struct, gc=False):
+    """One decoded value. `after` and `before` stay raw JSON until a store asks for the columns it needs."""
+
+    op: Op
+    source: Source
+    ts_ms: int
+    before: msgspec.Raw | None = None
+    after: msgspec.Raw | None = None
+
+
+class _AfterOnly(msgspec.Struct, gc=False):
+    op: Op
+    after: msgspec.Raw | None = None
+
+
+_EVENT = msgspec.json.Decoder(ChangeEvent)
+_AFTER = msgspec.json.Decoder(_AfterOnly)
+_KEY = msgspec.json.Decoder(dict[str, object])
+
+
+def decode_event(value: bytes) -> ChangeEvent:
+    """The whole event; raises DecodeError."""
+    try:
+        return _EVENT.decode(value)
+    except msgspec.DecodeError as error:
+        raise DecodeError(
+            f"not a change event: {error}", hint="was this topic written by another program?"
+        ) from error
+
+
+def decode_after(value: bytes) -> tuple[Op, bytes | None]:
+    """`(op, raw JSON of the row)` without decoding the rest: the stores' hot path. Raises DecodeError."""
+    try:
+        event = _AFTER.decode(value)
+    except msgspec.DecodeError as error:
+        raise DecodeError(
+            f"not a change event: {error}", hint="was this topic written by another program?"
+        ) from error
+    after = event.after
+    return event.op, None if after is None or bytes(after) == b"null" else bytes(after)
+
+
+def decode_key(key: bytes) -> dict[str, object]:
+    """Primary-key column → value, in key order; raises DecodeError."""
+    try:
+        return _KEY.decode(key)
+    except msgspec.DecodeError as error:
+        raise DecodeError(
+            f"not a record key: {error}", hint="was this topic written by another program?"
+        ) from error
+
+
+def header(headers: Headers, name: str) -> bytes:
+    """The value of a header; DecodeError when it is absent."""
+    for key, value in headers:
+        if key == name:
+            return value
+    raise DecodeError(f"a record lacks the header {name}", hint="was this topic written by another program?")
+
+
+def encode_floats(values: npt.NDArray[np.floating], *, double: bool = False) -> str:
+    """1-d floats → wire form, without quotes."""
+    raw = np.ascontiguousarray(values, dtype="<f8" if double else "<f4").tobytes()
+    return ("f64:" if double else "f32:") + base64.b64encode(raw).decode()
+
+
+def decode_floats(text: str | bytes) -> npt.NDArray[np.float32]:
+    """Wire form (without quotes) → float32 array, shape (d,). Raises DecodeError."""
+    tag, body = text[:4], text[4:]
+    dtype = {"f32:": "<f4", b"f32:": "<f4", "f64:": "<f8", b"f64:": "<f8"}.get(tag)
+    if dtype is None:
+        raise DecodeError("a vector is not in its wire form", hint="expected f32:<base64> or f64:<base64>")
+    try:
+        raw = binascii.a2b_base64(body, strict_mode=True)
+        array = np.frombuffer(raw, dtype=dtype)
+    except ValueError as error:  # binascii.Error is one
+        raise DecodeError(
+            f"a vector does not decode: {error}", hint="expected base64 of whole floats"
+        ) from error
+    return array.astype(np.float32) if dtype == "<f8" else array
