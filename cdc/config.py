@@ -99,9 +99,7 @@ class Kafka(Section):
     min_insync_replicas: int = Field(1, ge=1)
     compression: Literal["none", "lz4", "zstd"] = "lz4"
     delivery: Literal["exactly-once", "at-least-once"] = "exactly-once"
-    transaction_timeout_seconds: float = Field(
-        15.0, ge=1
-    )  # a dead writer holds consumers back that long at most
+    transaction_timeout_seconds: float = Field(15.0, ge=1)  # a dead writer holds consumers back that long at most
     transaction_rows: int = Field(10_000, ge=1)  # a larger source transaction is cut by ordinal
     transaction_bytes: int = Field(8 * MIB, ge=1)
     linger_ms: float = Field(5, ge=0)
@@ -257,9 +255,7 @@ def load(path: Path | None, environ: dict[str, str] | None = None) -> Config:
                 f"there is no config file {path}", hint="name one with --config, or run `cdc up`"
             ) from error
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(
-                f"{path} cannot be read: {error}", hint="mend the file; it has to be TOML"
-            ) from error
+            raise ConfigError(f"{path} cannot be read: {error}", hint="mend the file; it has to be TOML") from error
     for name, value in (os.environ if environ is None else environ).items():
         if name.startswith(PREFIX):
             _override(data, name, value)
@@ -275,9 +271,7 @@ def parse(data: dict[str, Any], origin: str = "config") -> Config:
         field = ".".join(str(part) for part in first["loc"]) or "config"
         shown = "" if isinstance(first["input"], dict) or _secret(field) else f" = {first['input']!r}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ConfigError(
-            f"{origin}: {field}{shown}: {first['msg']}{more}", hint=f"correct {field}"
-        ) from error
+        raise ConfigError(f"{origin}: {field}{shown}: {first['msg']}{more}", hint=f"correct {field}") from error
 
 
 def _secret(field: str) -> bool:

@@ -77,9 +77,7 @@ def decode_event(value: bytes) -> ChangeEvent:
     try:
         return _EVENT.decode(value)
     except msgspec.DecodeError as error:
-        raise DecodeError(
-            f"not a change event: {error}", hint="was this topic written by another program?"
-        ) from error
+        raise DecodeError(f"not a change event: {error}", hint="was this topic written by another program?") from error
 
 
 def decode_after(value: bytes) -> tuple[Op, bytes | None]:
@@ -87,9 +85,7 @@ def decode_after(value: bytes) -> tuple[Op, bytes | None]:
     try:
         event = _AFTER.decode(value)
     except msgspec.DecodeError as error:
-        raise DecodeError(
-            f"not a change event: {error}", hint="was this topic written by another program?"
-        ) from error
+        raise DecodeError(f"not a change event: {error}", hint="was this topic written by another program?") from error
     after = event.after
     return event.op, None if after is None or bytes(after) == b"null" else bytes(after)
 
@@ -99,9 +95,7 @@ def decode_key(key: bytes) -> dict[str, object]:
     try:
         return _KEY.decode(key)
     except msgspec.DecodeError as error:
-        raise DecodeError(
-            f"not a record key: {error}", hint="was this topic written by another program?"
-        ) from error
+        raise DecodeError(f"not a record key: {error}", hint="was this topic written by another program?") from error
 
 
 def header(headers: Headers, name: str) -> bytes:
@@ -128,7 +122,5 @@ def decode_floats(text: str | bytes) -> npt.NDArray[np.float32]:
         raw = binascii.a2b_base64(body, strict_mode=True)
         array = np.frombuffer(raw, dtype=dtype)
     except ValueError as error:  # binascii.Error is one
-        raise DecodeError(
-            f"a vector does not decode: {error}", hint="expected base64 of whole floats"
-        ) from error
+        raise DecodeError(f"a vector does not decode: {error}", hint="expected base64 of whole floats") from error
     return array.astype(np.float32) if dtype == "<f8" else array

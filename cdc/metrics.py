@@ -29,38 +29,22 @@ READER_COMMIT_TIME = Gauge(
     "Source commit time of the newest change durable in Kafka",
     ["source"],
 )
-READER_FEEDBACK = Gauge(
-    "cdc_reader_feedback_timestamp_seconds", "When the slot last got our feedback", ["source"]
-)
+READER_FEEDBACK = Gauge("cdc_reader_feedback_timestamp_seconds", "When the slot last got our feedback", ["source"])
 READER_EPOCH = Gauge("cdc_reader_epoch", "Epoch of the source's history", ["source"])
 READER_RECORDS = Counter("cdc_reader_records_total", "Records written to Kafka", ["table", "op"])
-READER_BYTES = Counter(
-    "cdc_reader_stream_bytes_total", "Bytes received from the replication stream", ["source"]
-)
-READER_BATCH = Histogram(
-    "cdc_reader_batch_records", "Records a Kafka transaction", ["source"], buckets=SIZE_BUCKETS
-)
-READER_RETRIES = Counter(
-    "cdc_reader_retries_total", "Restarts of the stream or the writer", ["source", "reason"]
-)
-READER_FILLED = Counter(
-    "cdc_reader_filled_total", "Column values re-selected from the source", ["table", "reason"]
-)
-READER_BUFFER = Gauge(
-    "cdc_reader_buffer_bytes", "Bytes read from the slot and not yet durable in Kafka", ["source"]
-)
+READER_BYTES = Counter("cdc_reader_stream_bytes_total", "Bytes received from the replication stream", ["source"])
+READER_BATCH = Histogram("cdc_reader_batch_records", "Records a Kafka transaction", ["source"], buckets=SIZE_BUCKETS)
+READER_RETRIES = Counter("cdc_reader_retries_total", "Restarts of the stream or the writer", ["source", "reason"])
+READER_FILLED = Counter("cdc_reader_filled_total", "Column values re-selected from the source", ["table", "reason"])
+READER_BUFFER = Gauge("cdc_reader_buffer_bytes", "Bytes read from the slot and not yet durable in Kafka", ["source"])
 COMMIT_TO_KAFKA = Histogram(
     "cdc_commit_to_kafka_seconds", "Source commit to durable in Kafka", ["source"], buckets=LAG_BUCKETS
 )
 SLOT_RETAINED = Gauge("cdc_slot_retained_wal_bytes", "WAL the slot holds back", ["slot"])
-SLOT_SAFE = Gauge(
-    "cdc_slot_safe_wal_bytes", "WAL that may still be written before the slot is lost", ["slot"]
-)
+SLOT_SAFE = Gauge("cdc_slot_safe_wal_bytes", "WAL that may still be written before the slot is lost", ["slot"])
 SLOT_ACTIVE = Gauge("cdc_slot_active", "1 while a reader is connected to the slot", ["slot"])
 SLOT_LOST = Gauge("cdc_slot_lost", "1 when the server invalidated the slot", ["slot"])
-SOURCE_GAP = Gauge(
-    "cdc_source_gap", "1 when slot and progress disagree and the reader refuses to run", ["source"]
-)
+SOURCE_GAP = Gauge("cdc_source_gap", "1 when slot and progress disagree and the reader refuses to run", ["source"])
 SNAPSHOT_ROWS = Counter("cdc_snapshot_rows_total", "Rows read by table snapshots", ["table"])
 SNAPSHOT_RUNNING = Gauge("cdc_snapshot_running", "1 while a table's snapshot runs", ["table"])
 SOURCE_ROWS = Gauge("cdc_source_rows", "Rows of a table, counted in PostgreSQL", ["table"])
@@ -76,9 +60,7 @@ COMMIT_TO_APPLIED = Histogram(
     "cdc_commit_to_applied_seconds", "Source commit to applied in the store", ["store"], buckets=LAG_BUCKETS
 )
 STORE_RECORDS = Counter("cdc_store_records_total", "Records applied", ["store", "table", "op"])
-STORE_STALE = Counter(
-    "cdc_store_stale_total", "Records rejected because the store holds a newer version", ["store"]
-)
+STORE_STALE = Counter("cdc_store_stale_total", "Records rejected because the store holds a newer version", ["store"])
 STORE_BATCH = Histogram("cdc_store_batch_records", "Records a store batch", ["store"], buckets=SIZE_BUCKETS)
 STORE_RETRIES = Counter("cdc_store_retries_total", "Retries of a store operation", ["store", "reason"])
 STORE_DEAD_LETTERS = Counter(
@@ -90,12 +72,8 @@ STORE_REBUILDS = Counter("cdc_store_rebuilds_total", "Rebuilds and refills of a 
 STORE_OFFSET_LAG = Gauge("cdc_store_offset_lag_records", "Records in the topics not yet applied", ["store"])
 INDEX_SIZE = Gauge("cdc_index_vectors", "Vectors in the index", ["store"])
 INDEX_DEAD = Gauge("cdc_index_dead_ratio", "Share of index slots that hold no live vector", ["store"])
-INDEX_SNAPSHOT = Gauge(
-    "cdc_index_snapshot_timestamp_seconds", "When the newest valid snapshot was made", ["store"]
-)
-INDEX_SKIPPED = Counter(
-    "cdc_index_unchanged_total", "Vectors not written because their hash did not change", ["store"]
-)
+INDEX_SNAPSHOT = Gauge("cdc_index_snapshot_timestamp_seconds", "When the newest valid snapshot was made", ["store"])
+INDEX_SKIPPED = Counter("cdc_index_unchanged_total", "Vectors not written because their hash did not change", ["store"])
 INDEX_RETRAINS = Counter("cdc_index_retrains_total", "Retrainings of the IVF index", ["store"])
 SEARCH_SECONDS = Histogram("cdc_search_seconds", "Time of one search", ["store"], buckets=LAG_BUCKETS)
 

@@ -1,0 +1,1 @@
+"""The Kafka side: topics, partitioning, the transactional writer, progress."""

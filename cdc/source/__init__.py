@@ -1,0 +1,1 @@
+"""The PostgreSQL side: slot and stream, decoders, types, snapshot, heartbeat."""
