@@ -52,19 +52,22 @@ class Source(msgspec.Struct, gc=False):
     filled: list[str] = []
 
 
+ABSENT = msgspec.Raw(b"null")
+
+
 class ChangeEvent(msgspec.Struct, gc=False):
-    """One decoded value. `after` and `before` stay raw JSON until a store asks for the columns it needs."""
+    """One decoded value. `after` and `before` stay raw JSON (`null` when absent) until a store asks for columns."""
 
     op: Op
     source: Source
     ts_ms: int
-    before: msgspec.Raw | None = None
-    after: msgspec.Raw | None = None
+    before: msgspec.Raw = ABSENT
+    after: msgspec.Raw = ABSENT
 
 
 class _AfterOnly(msgspec.Struct, gc=False):
     op: Op
-    after: msgspec.Raw | None = None
+    after: msgspec.Raw = ABSENT
 
 
 _EVENT = msgspec.json.Decoder(ChangeEvent)
@@ -86,8 +89,8 @@ def decode_after(value: bytes) -> tuple[Op, bytes | None]:
         event = _AFTER.decode(value)
     except msgspec.DecodeError as error:
         raise DecodeError(f"not a change event: {error}", hint="was this topic written by another program?") from error
-    after = event.after
-    return event.op, None if after is None or bytes(after) == b"null" else bytes(after)
+    after = bytes(event.after)
+    return event.op, None if after == b"null" else after
 
 
 def decode_key(key: bytes) -> dict[str, object]:
