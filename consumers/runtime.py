@@ -1,0 +1,308 @@
+"""The loop every consumer runs, whatever its store, in five numbered steps:
+
+    (1) poll      records of the partitions this process owns
+    (2) group     into batches of one table, split at markers
+    (3) apply     the store makes a batch visible; what it rejects becomes a dead letter
+    (4) durable   the store says up to which offsets it would survive a crash
+    (5) commit    those offsets go to Kafka, for tools that draw lag
+
+The start is always what the store itself holds, so a crash between any two steps only repeats work, and a store
+that applies by version is not changed by that. At most one poll is held undone; while a step is tried again
+nothing is fetched. What follows on which error is one table, in `consumers.retry`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+
+from cdc import log, metrics
+from cdc.config import Config
+from cdc.errors import ConnectError, RecordError, StoreLost
+from consumers.batches import Foreign, Marker, Work, halves, work
+from consumers.dead_letters import DeadLetters
+from consumers.freshness import Freshness
+from consumers.gauges import Gauges
+from consumers.partitions import Partitions, Polls
+from consumers.retry import Action, Policy, delays, policy_for
+from consumers.store import Applied, Batch, Inspectable, Offsets, Rejected, Store
+from consumers.topics import ALL_TABLES, TableTopics
+
+LOG = log.get(__name__)
+T = TypeVar("T")
+
+BATCH_RECORDS = 5000  # what a store gets at once; it may cut finer
+POLL_SECONDS = 0.25  # an idle loop looks after itself that often
+COMMIT_SECONDS = 1.0  # commits are for tools: one a second is enough for a graph
+CHECK_SECONDS = 5.0  # a store that lost its data is noticed within that time, idle or not
+
+
+class Interrupted(Exception):
+    """The partitions are taken away, or the process is to stop, while a step was being tried again."""
+
+
+class Runtime:
+    """One store's consumer. `exclusive`: all partitions are ours (an index); else a group shares them.
+
+    `counts` is the store's reading side, for the rows gauge; `tables` are `schema.table` patterns.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        *,
+        exclusive: bool,
+        counts: Inspectable | None = None,
+        tables: Sequence[str] = ALL_TABLES,
+        batch_records: int = BATCH_RECORDS,
+        check_seconds: float = CHECK_SECONDS,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._topics = TableTopics(config.kafka.prefix, tables)
+        self._group = f"cdc-{store.name}-{config.kafka.prefix}"
+        self._batch_records = batch_records
+        self._check_seconds = check_seconds
+        self._stop = asyncio.Event()
+        self._working = asyncio.Lock()
+        self._applying = False
+        self._opened: Offsets | None = None
+        self._committed: Offsets = {}
+        self._next_commit = self._next_check = 0.0  # loop time
+        self._again: Iterator[float] | None = None  # delays, while refills follow each other
+        self._dead_letters = DeadLetters(config, store.name)
+        self.freshness = Freshness(config, store.name)
+        self.gauges = Gauges(store.name, counts)
+        self.partitions = Partitions(
+            config, self._topics, group=self._group, exclusive=exclusive, release=self._release
+        )
+
+    def stop(self) -> None:
+        """Ends `run` after the running batch. May be called from a signal handler."""
+        self._stop.set()
+
+    async def wait_for(self, position: bytes) -> None:
+        """Returns once everything up to `position` is applied; the caller bounds the time."""
+        await self.freshness.wait_for(position, self.partitions.ends, self.partitions.reached)
+
+    async def serve(self) -> None:
+        """`run` until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        try:
+            await self.run()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def run(self) -> None:
+        """Until `stop`. Raises CdcError when only a person can help; the store and the group are left in order."""
+        stopping = asyncio.ensure_future(self._stop.wait())
+        listening = asyncio.ensure_future(self.freshness.listen())
+        try:
+            await self._start()
+            while not self._stop.is_set():
+                await self._guarded(stopping)
+                if listening.done():
+                    await listening
+            await self._release()
+        except Interrupted:
+            LOG.info("stopping while a server is away; the next start goes on from there", store=self._store.name)
+        except KafkaError as error:
+            raise ConnectError(
+                f"Kafka at {self._config.kafka.bootstrap} refuses: {error!r}", hint="`cdc doctor` says what is missing"
+            ) from error
+        finally:
+            await self._close(stopping, listening)
+
+    async def _close(self, *tasks: asyncio.Task[object]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.partitions.stop()
+        await self._dead_letters.close()
+        await self._store.close()
+
+    async def _start(self) -> None:
+        """Whichever server comes up last is waited for."""
+        await self._insist("connecting to Kafka", self.partitions.start)
+        await self._open()
+        LOG.info("consuming", store=self._store.name, group=self._group)
+
+    async def _open(self) -> Offsets:
+        offsets = await self._insist("opening the store", self._store.open)
+        self._opened = offsets
+        self.gauges.up(True)
+        return offsets
+
+    async def _guarded(self, stopping: asyncio.Task[Any]) -> None:
+        """One round; a store or a log that lost data is replayed into, everything unknown goes up."""
+        try:
+            await self._round(stopping)
+            self._again = None
+        except Interrupted:
+            if not self._stop.is_set():
+                LOG.info("partitions were taken away; their next owner goes on", store=self._store.name)
+        except Exception as error:
+            policy = policy_for(error)
+            if policy.action is not Action.REFILL:
+                raise
+            await self._refill(error, policy)
+
+    async def _round(self, stopping: asyncio.Task[Any]) -> None:
+        await self._take()
+        # (1) poll
+        polled = await self._insist("polling", lambda: self.partitions.poll(POLL_SECONDS, stopping))
+        async with self._working:
+            if self.partitions.placed:
+                self._applying = True
+                try:
+                    await self._process(polled)
+                finally:
+                    self._applying = False
+        await self._look_after()
+
+    async def _process(self, polled: Polls) -> None:
+        """Steps 2 to 5 of one poll."""
+        ends = {partition: await self.partitions.consumer.position(partition) for partition in polled}
+        todo = work(self._topics, polled, ends, self._batch_records)  # (2) group
+        for step in todo.steps:
+            await self._perform(step)  # (3) apply
+        await self.partitions.advance()
+        self._observe(todo)
+        durable = await self._insist("flushing", self._store.flush)  # (4) durable
+        await self._commit(durable)  # (5) commit
+
+    async def _take(self) -> None:
+        """Partitions that are new here start where the store stands, or we stood."""
+        await self._insist("looking for topics", self.partitions.discover)
+        if self.partitions.placed or not self.partitions.owned:
+            return
+        async with self._working:
+            offsets = await self._reopen() if self._opened is None else self._opened
+            start = {**offsets, **self.partitions.reached}
+            await self._insist("finding offsets", lambda: self.partitions.place(start))
+
+    async def _reopen(self) -> Offsets:
+        """What the store holds now: after a loss, or after other processes wrote to it."""
+        await self._store.close()
+        return await self._open()
+
+    async def _perform(self, step: Batch | Marker | Foreign) -> None:
+        if isinstance(step, Batch):
+            await self._apply(step)
+        elif isinstance(step, Marker):
+            removed = await self._insist("removing rows", lambda: self._store.truncate(step.batch, step.below))
+            self.gauges.truncated(step.batch, removed)
+        else:
+            await self._reject(step.topic, step.rejected)
+
+    async def _apply(self, batch: Batch) -> None:
+        """A store that names a bad record only by an error gets ever smaller batches until the record stands alone."""
+        try:
+            applied = await self._insist("applying", lambda: self._store.apply(batch))
+        except RecordError as error:
+            if len(batch.records) > 1:
+                for half in halves(batch):
+                    await self._apply(half)
+                return
+            applied = Applied(rejected=[Rejected(batch.records[0], error.reason, error.message)])
+        if applied.rejected:
+            await self._reject(batch.topic, applied.rejected)
+        self.gauges.applied(batch, applied)
+
+    async def _reject(self, topic: str, rejected: Sequence[Rejected]) -> None:
+        await self._insist("writing dead letters", lambda: self._dead_letters.add(topic, rejected))
+
+    def _observe(self, done: Work) -> None:
+        self.freshness.applied(done.newest)
+        complete = self.freshness.reached(self.partitions.reached, self._topics.__contains__, self.partitions.known)
+        if not complete:
+            self.partitions.discover_soon()
+
+    async def _commit(self, durable: Offsets) -> None:
+        clock = asyncio.get_running_loop().time()
+        if clock >= self._next_commit and durable != self._committed:
+            self._next_commit = clock + COMMIT_SECONDS
+            await self.partitions.commit(durable)
+            self._committed = dict(durable)
+
+    async def _release(self) -> None:
+        """Before partitions go: the running batch is finished, what can be made durable is, and the group is told."""
+        async with self._working:
+            if self._opened is None:
+                return
+            self._opened = None  # whoever comes next, we too, asks the store
+            try:
+                durable = await self._store.flush(force=True)
+            except (ConnectError, StoreLost) as error:
+                LOG.warning("partitions go without a last flush", store=self._store.name, reason=error.message)
+            else:
+                await self.partitions.commit(durable)
+
+    async def _refill(self, error: Exception, policy: Policy) -> None:
+        """Replays what is lost: all that the store does not hold, or all that a log still has."""
+        metrics.STORE_REBUILDS.labels(self._store.name, policy.reason).inc()
+        if self._again is not None:
+            await self._pause(next(self._again))
+        else:
+            self._again = delays()
+        if isinstance(error, OffsetOutOfRangeError):
+            lost = await self._insist("finding offsets", lambda: self.partitions.restart(error))
+            LOG.error(
+                "topics no longer have the offsets the store had reached; they are replayed from their beginning",
+                store=self._store.name, partitions=lost, hint="run `cdc verify`: were topics deleted or made anew?",
+            )  # fmt: skip
+        else:
+            LOG.error("the store lost its data and is refilled by replay", store=self._store.name, reason=str(error))
+            self.gauges.up(False)
+            self._opened = None
+            self.partitions.forget()
+
+    async def _look_after(self) -> None:
+        """Every few seconds, busy or idle: does the store still hold what it was given, and how much is it?"""
+        clock = asyncio.get_running_loop().time()
+        if clock < self._next_check:
+            return
+        self._next_check = clock + self._check_seconds
+        await self._insist("checking the store", self._store.check)
+        self.gauges.up(True)
+        self.gauges.lag(self.partitions.lag())
+        tables = sorted({self._topics.split(topic) for topic, _partition in self.partitions.reached})
+        await self._insist("counting rows", lambda: self.gauges.count(tables))
+
+    async def _insist(self, doing: str, step: Callable[[], Awaitable[T]]) -> T:
+        """Tries a step until it succeeds, for as long as the policy says to wait; any other error goes up."""
+        attempts = delays()
+        while True:
+            try:
+                return await step()
+            except Exception as error:
+                policy = policy_for(error)
+                if policy.action is not Action.WAIT:
+                    raise
+                metrics.STORE_RETRIES.labels(self._store.name, policy.reason).inc()
+                if isinstance(error, ConnectError):
+                    self.gauges.up(False)
+                LOG.warning(f"{doing}: trying again until it works", store=self._store.name, reason=str(error))
+            await self._pause(next(attempts))
+
+    async def _pause(self, seconds: float) -> None:
+        """Between two tries. Raises Interrupted when there is no point in another one."""
+        applying = self._applying
+        if applying:
+            await self.partitions.hold()
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            pass  # nobody wants us to stop
+        if self._stop.is_set() or (applying and not self.partitions.placed):
+            raise Interrupted
+        if applying:
+            self.partitions.go_on()

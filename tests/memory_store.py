@@ -1,0 +1,150 @@
+"""A whole store in memory: the smallest thing that keeps the store's contract, durable steps and losses included.
+
+`Memory` is what survives a process: it stands for the server or the disk. `MemoryStore` is one process's connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from cdc.envelope import decode_after
+from cdc.errors import ConnectError, RecordError, StoreError, StoreLost
+from consumers.store import Applied, Batch, Offsets, Partition, Record, Rejected, Store, Version
+
+POISON = b'"poison"'  # a row whose text is this is refused
+
+
+@dataclass
+class Contents:
+    """Rows of every table: key → (position, vector, raw row or None for a tombstone), and what is durable."""
+
+    rows: dict[tuple[str, str], dict[bytes, tuple[bytes, bytes, bytes | None]]] = field(default_factory=dict)
+    offsets: dict[Partition, int] = field(default_factory=dict)
+
+
+@dataclass
+class Memory:
+    """What outlives a process. `away`: unreachable. `raises`: a poisoned record is raised instead of returned."""
+
+    live: Contents = field(default_factory=Contents)
+    old: Contents | None = None
+    away: bool = False
+    raises: bool = False
+    lazy: bool = False  # only a forced flush is durable
+    applied: int = 0  # batches that changed nothing count too
+    written: int = 0  # records that changed something
+    opened: int = 0
+
+    def wipe(self) -> None:
+        """FLUSHALL."""
+        self.live = Contents()
+
+
+class MemoryStore:
+    """A connection to `Memory`; notices when the contents it opened are not the live ones any more."""
+
+    def __init__(self, memory: Memory, name: str = "memory", contents: Contents | None = None) -> None:
+        self.name = name
+        self._memory = memory
+        self._given = contents
+        self._contents: Contents | None = None
+        self._shadow: Contents | None = None
+        self._reached: dict[Partition, int] = {}
+
+    def _reachable(self) -> Contents:
+        if self._memory.away:
+            raise ConnectError("the memory store is away", hint="wait")
+        live = self._given or self._memory.live
+        if self._contents is not None and self._contents is not live:
+            raise StoreLost("the memory store was emptied or swapped", hint="it is refilled")
+        return live
+
+    async def open(self) -> Offsets:
+        self._contents = None
+        self._contents = self._reachable()
+        self._memory.opened += 1
+        self._reached = dict(self._contents.offsets)
+        return dict(self._contents.offsets)
+
+    async def apply(self, batch: Batch) -> Applied:
+        contents = self._reachable()
+        rows = contents.rows.setdefault((batch.schema, batch.table), {})
+        done = Applied()
+        self._memory.applied += 1
+        for record in batch.records:
+            self._apply(rows, record, done)
+        self._note(contents, batch)
+        return done
+
+    def _apply(self, rows: dict[bytes, tuple[bytes, bytes, bytes | None]], record: Record, done: Applied) -> None:
+        row = None if record.value is None else decode_after(record.value)[1]
+        if row is not None and POISON in row:
+            if self._memory.raises:
+                raise RecordError("poison", "a poisoned record")
+            done.rejected.append(Rejected(record, "poison", "a poisoned record"))
+        elif record.key in rows and rows[record.key][0] >= record.position:
+            done.stale += 1
+        else:
+            rows[record.key] = (record.position, record.vector, row)
+            self._memory.written += 1
+            done.upserts += row is not None
+            done.deletes += row is None
+
+    def _note(self, contents: Contents, batch: Batch) -> None:
+        self._reached.update(batch.offsets)
+        if not self._memory.lazy:
+            contents.offsets.update(batch.offsets)
+
+    async def truncate(self, batch: Batch, below: bytes) -> int:
+        contents = self._reachable()
+        rows = contents.rows.setdefault((batch.schema, batch.table), {})
+        gone = [key for key, row in rows.items() if row[0] < below]
+        for key in gone:
+            del rows[key]
+        self._note(contents, batch)
+        return len(gone)
+
+    async def flush(self, *, force: bool = False) -> Offsets:
+        contents = self._reachable()
+        if force:
+            contents.offsets.update(self._reached)
+        return dict(contents.offsets)
+
+    async def check(self) -> None:
+        self._reachable()
+
+    async def close(self) -> None:
+        self._contents = None
+
+    # Inspectable
+
+    async def count(self, schema: str, table: str) -> int:
+        rows = self._reachable().rows.get((schema, table), {})
+        return sum(row[2] is not None for row in rows.values())
+
+    async def versions(self, schema: str, table: str, keys: Sequence[bytes]) -> list[Version | None]:
+        rows = self._reachable().rows.get((schema, table), {})
+        found = [rows.get(key) for key in keys]
+        return [row and Version(row[0], row[1], row[2] is None) for row in found]
+
+    async def scan(self, schema: str, table: str) -> AsyncIterator[tuple[bytes, bytes]]:
+        for key, row in list(self._reachable().rows.get((schema, table), {}).items()):
+            if row[2] is not None:
+                yield key, row[0]
+
+    # Rebuildable
+
+    async def shadow(self) -> Store:
+        self._shadow = Contents()
+        return MemoryStore(self._memory, self.name, self._shadow)
+
+    async def swap(self) -> None:
+        if self._shadow is None:
+            raise StoreError("there is no shadow", hint="build one first")
+        self._memory.live, self._memory.old, self._shadow = self._shadow, self._memory.live, None
+
+    async def rollback(self) -> None:
+        if self._memory.old is None:
+            raise StoreError("there is nothing to roll back to", hint="a rebuild keeps the old store")
+        self._memory.live, self._memory.old = self._memory.old, None

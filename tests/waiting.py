@@ -1,0 +1,19 @@
+"""Waiting for a condition instead of sleeping; a limit only so that a broken test ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+LIMIT_SECONDS = 40.0  # far beyond anything the code does on a slow machine
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:
+    """Returns when the condition holds; fails with `what` otherwise."""
+    deadline = asyncio.get_running_loop().time() + LIMIT_SECONDS
+    while True:
+        result = condition()
+        if result if isinstance(result, bool) else await result:
+            return
+        assert asyncio.get_running_loop().time() < deadline, f"never happened: {what}"
+        await asyncio.sleep(0.02)
