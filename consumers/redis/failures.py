@@ -1,0 +1,50 @@
+"""Redis' errors → ours, each with its remedy. An unknown one is a StoreError with the server's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from redis import exceptions
+
+from cdc.errors import CdcError, ConnectError, StoreError, StoreLost
+
+# First word of the server's error → what it means to us. Order of the server's documentation, "Redis error replies".
+_REPLIES: dict[str, tuple[Callable[..., CdcError], str]] = {
+    "LOST": (StoreLost, "it is refilled by replaying the topics"),
+    "NOAUTH": (ConnectError, "set [redis] password, or CDC_REDIS__PASSWORD_FILE"),
+    "WRONGPASS": (ConnectError, "correct [redis] password and the user in the url"),
+    "NOPERM": (ConnectError, "give the Redis user +@all on our keys: ACL SETUSER <user> ~* +@all"),
+    "LOADING": (ConnectError, "wait: the server is still reading its data from disk"),
+    "READONLY": (ConnectError, "point [redis] url to the primary; this server is a replica"),
+    "MASTERDOWN": (ConnectError, "point [redis] url to the primary; this replica has lost it"),
+    "CLUSTERDOWN": (ConnectError, "mend the cluster: CLUSTER INFO on any node says what is missing"),
+    "BUSY": (ConnectError, "another client's script blocks the server: SCRIPT KILL ends it"),
+    "OOM": (StoreError, "raise maxmemory, or keep fewer rows with ttl_seconds; nothing was lost, the batch is retried"),
+    "MISCONF": (StoreError, "the server cannot write its snapshot: free its disk, see the server's log"),
+    "NOREPLICAS": (StoreError, "bring replicas back, or lower min-replicas-to-write"),
+    "MOVED": (StoreError, "use one hash tag for namespace and key templates, and the url of the node that holds it"),
+    "CROSSSLOT": (StoreError, "use one hash tag in namespace and in every redis_key template"),
+    "NOSTORE": (StoreError, "run `cdc rebuild redis` first"),
+}
+
+
+def translate(error: Exception, where: str) -> CdcError:
+    """`where` names the server without its password."""
+    text = str(error)
+    code = text.split(" ", 1)[0].split(":", 1)[0]
+    if isinstance(error, exceptions.OutOfMemoryError) or "command not allowed when used memory" in text:
+        code = "OOM"
+    elif isinstance(error, exceptions.AuthenticationError):
+        code = "WRONGPASS" if code not in _REPLIES else code
+    elif isinstance(error, exceptions.BusyLoadingError):
+        code = "LOADING"
+    elif isinstance(error, exceptions.ReadOnlyError):
+        code = "READONLY"
+    elif isinstance(error, exceptions.NoPermissionError):
+        code = "NOPERM"
+    if code in _REPLIES:
+        kind, hint = _REPLIES[code]
+        return kind(f"Redis at {where}: {text}", hint=hint)
+    if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError)):
+        return ConnectError(f"Redis at {where} cannot be reached: {text}", hint="start it, or correct [redis] url")
+    return StoreError(f"Redis at {where} refused: {text}", hint="see the server's log; the batch was not taken over")

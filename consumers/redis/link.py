@@ -1,0 +1,89 @@
+"""The connection to one Redis database, and our scripts on it. Every error of the client leaves here as one of ours."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from cdc.config import Redis as Settings
+from cdc.errors import ConfigError
+from consumers.redis.failures import translate
+
+CONNECT_SECONDS = 5.0  # a server that does not take a connection by then is down for us
+REPLY_SECONDS = 30.0  # a batch takes milliseconds; a server that forks or fails over may pause for seconds
+RETRIES = 1  # at once, for a connection that went stale; waiting longer is the runtime's part
+
+_SOURCES = {
+    name: files(__package__).joinpath(f"{name}.lua").read_text()
+    for name in ("apply", "open", "mark", "walk", "foreign", "swap")
+}
+_HASHES = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in _SOURCES.items()}  # how EVALSHA names it
+
+
+class Link:
+    """Lazy: nothing is sent before the first command. `database` None takes the url's."""
+
+    def __init__(self, settings: Settings, database: int | None = None) -> None:
+        password = settings.password.get_secret_value() if settings.password else None
+        try:
+            pool: ConnectionPool = ConnectionPool.from_url(
+                settings.url,
+                password=password,
+                protocol=2,
+                socket_connect_timeout=CONNECT_SECONDS,
+                socket_timeout=REPLY_SECONDS,
+                retry=Retry(NoBackoff(), RETRIES),
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"[redis] url is no address: {error}", hint="write it like redis://host:6379/0, or rediss:// for TLS"
+            ) from error
+        options = pool.connection_kwargs
+        if database is not None:
+            options["db"] = database
+        self.database = int(options.get("db") or 0)
+        self.where = f"{options.get('path') or '{}:{}'.format(options.get('host'), options.get('port', 6379))}"
+        self.where += f"/{self.database}"
+        self._redis: Any = Redis.from_pool(pool)
+
+    async def run(self, script: str, keys: Sequence[str | bytes], args: Sequence[Any]) -> Any:
+        """The reply of one of our scripts, loaded where the server lacks it. Raises ConnectError, StoreError."""
+        try:
+            try:
+                return await self._redis.execute_command("EVALSHA", _HASHES[script], len(keys), *keys, *args)
+            except NoScriptError:
+                return await self._redis.execute_command("EVAL", _SOURCES[script], len(keys), *keys, *args)
+        except (RedisError, OSError) as error:
+            raise translate(error, self.where) from error
+
+    async def command(self, *words: Any) -> Any:
+        """One command's reply. Raises ConnectError, StoreError."""
+        try:
+            return await self._redis.execute_command(*words)
+        except (RedisError, OSError) as error:
+            raise translate(error, self.where) from error
+
+    async def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Replies of many commands in one round trip; an error of a single one stands in its place, translated."""
+        pipe = self._redis.pipeline(transaction=False)
+        for words in commands:
+            pipe.execute_command(*words)
+        try:
+            replies = await pipe.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            raise translate(error, self.where) from error
+        return [translate(reply, self.where) if isinstance(reply, RedisError) else reply for reply in replies]
+
+    async def close(self) -> None:
+        """Closes every connection; a server that is gone is no error."""
+        try:
+            await self._redis.aclose()
+        except (RedisError, OSError):
+            return  # a connection that broke is closed

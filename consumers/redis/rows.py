@@ -1,0 +1,203 @@
+"""A record's JSON → what apply.lua stores: one value a column, each number and array as its exact JSON text.
+
+Strings stand as their text, booleans as true/false, NULL is absent. Only the table's configured `vector` column is
+read as a vector: a text column may hold "f32:" by chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from cdc.config import Table
+from cdc.envelope import decode_floats
+from cdc.errors import ConfigError, DecodeError, RecordError
+from consumers.redis.keys import encode_odd
+from consumers.store import Record
+
+RESERVED = frozenset(("_pos", "_ver", "_ts", "_key"))
+DELETE = 0  # in place of a shape's number
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_OPEN_ENDS = {"infinity": "+inf", "-infinity": "-inf"}
+
+Value = str | msgspec.Raw | None
+Fix = Callable[[Any], Value]
+
+
+class _Source(msgspec.Struct, gc=False):
+    ts_us: int
+
+
+class _Change(msgspec.Struct, gc=False):
+    """One pass over the JSON: what `cdc.envelope.decode_after` does in two. Floats keep their text by the hook."""
+
+    op: str
+    source: _Source
+    after: dict[str, Any] | None = None
+
+
+class _RawRow(msgspec.Struct, gc=False):
+    after: dict[str, msgspec.Raw]
+
+
+_CHANGE = msgspec.json.Decoder(_Change, float_hook=str)
+_RAW_ROW = msgspec.json.Decoder(_RawRow)
+
+
+class Shape:
+    """Rows with the same columns. `fixes`: what to do with rows whose values have these Python types."""
+
+    def __init__(self, number: int, columns: tuple[str, ...], settings: Table, vectors: str) -> None:
+        self.number = number
+        self.columns = columns
+        self.user = columns.index(settings.user) if settings.user else None
+        self.recency = columns.index(settings.recency) if settings.recency and settings.user else None
+        self._vector = columns.index(settings.vector) if settings.vector in columns else None
+        self._vector_fix: Fix = _vector if vectors == "bytes" else _nothing
+        self._fixes: dict[tuple[type, ...], list[tuple[int, Fix]] | None] = {}
+
+    def plain(self, value: bytes, row: dict[str, Any]) -> list[Value]:
+        """The row's values in the order of its columns."""
+        values = list(row.values())
+        kinds = tuple(map(type, values))
+        try:
+            fixes = self._fixes[kinds]
+        except KeyError:
+            fixes = self._fixes[kinds] = self._fixes_of(kinds)
+        # Arrays have to keep their JSON text, and a decoded -0 has lost its sign.
+        if fixes is None or (int in kinds and b":-0" in value):
+            return self._exact(value)
+        for index, fix in fixes:
+            values[index] = fix(values[index])
+        return values
+
+    def _fixes_of(self, kinds: tuple[type, ...]) -> list[tuple[int, Fix]] | None:
+        if list in kinds or dict in kinds:
+            return None
+        fixes: list[tuple[int, Fix]] = []
+        for index, kind in enumerate(kinds):
+            if index == self._vector and kind is not type(None):
+                fixes.append((index, self._vector_fix))
+            elif kind is bool:
+                fixes.append((index, _boolean))
+            elif kind is int:
+                fixes.append((index, str))
+        return fixes
+
+    def _exact(self, value: bytes) -> list[Value]:
+        values = [_text(bytes(raw)) for raw in _RAW_ROW.decode(value).after.values()]
+        if self._vector is not None and values[self._vector] is not None:
+            values[self._vector] = self._vector_fix(values[self._vector])
+        return values
+
+
+class RowEncoder:
+    """Encodes the records of one table. Errors name the table, never a value."""
+
+    def __init__(self, name: str, settings: Table, vectors: str, index_prefix: str) -> None:
+        self._name = name
+        self._settings = settings
+        self._vectors = vectors
+        self._index_prefix = index_prefix
+        self._shapes: dict[tuple[str, ...], Shape] = {}
+        self.shapes: list[tuple[str, ...]] = []
+
+    def encode(self, record: Record, key: str | None) -> list[Any]:
+        """`[position, vector, shape, ts, _key, index key, score, values…]`, or `[position, vector, DELETE]`.
+
+        Raises RecordError for what cannot be stored, ConfigError for settings that do not fit the table."""
+        value = record.value
+        position, vector = record.position.decode(), record.vector.decode()
+        if value is None:
+            return [position, vector, DELETE]
+        try:
+            change = _CHANGE.decode(value)
+        except msgspec.DecodeError as error:
+            raise RecordError("decode", f"a record of {self._name} is not a change event: {error}") from error
+        if change.op == "t":
+            raise RecordError("marker", f"a marker of {self._name} came among its rows")
+        row = change.after
+        if row is None:
+            return [position, vector, DELETE]
+        shape = self._shapes.get(tuple(row)) or self._shape(tuple(row))
+        try:
+            values = shape.plain(value, row)
+        except DecodeError as error:
+            raise RecordError("vector", f"{self._name}.{self._settings.vector}: {error.message}") from error
+        head = [position, vector, shape.number, str(change.source.ts_us), key, None, None]
+        if shape.user is not None and values[shape.user] is not None:
+            head[5] = self._index_prefix + encode_odd(str(values[shape.user]))
+            head[6] = self._score(shape, values) or head[3]
+        return head + values
+
+    def _shape(self, columns: tuple[str, ...]) -> Shape:
+        table, settings = self._name, self._settings
+        if taken := RESERVED & set(columns):
+            raise ConfigError(
+                f"{table} has a column named {min(taken)}, which the Redis store needs for itself",
+                hint=f'rename it, or set tables."{table}".exclude = ["{min(taken)}"]',
+            )
+        for role in ("user", "recency"):
+            column = getattr(settings, role)
+            if column is not None and column not in columns:
+                raise ConfigError(
+                    f'tables."{table}".{role} = {column!r}: the records have no such column',
+                    hint="name a column of the table that is not excluded or dropped",
+                )
+        shape = Shape(len(self.shapes) + 1, columns, settings, self._vectors)
+        self.shapes.append(columns)
+        self._shapes[columns] = shape
+        return shape
+
+    def _score(self, shape: Shape, values: list[Value]) -> Value:
+        """Microseconds since 1970 of the recency column; None when it is NULL."""
+        if shape.recency is None or (text := values[shape.recency]) is None:
+            return None
+        try:
+            return _microseconds(str(text))
+        except ValueError as error:
+            raise RecordError(
+                "recency",
+                f"{self._name}.{self._settings.recency} holds no timestamp",
+                hint="name a timestamp column in `recency`",
+            ) from error
+
+
+def _microseconds(text: str) -> Value:
+    """A timestamp's wire form, or a number of microseconds. Years beyond Python's lie at the ends."""
+    if text in _OPEN_ENDS:
+        return _OPEN_ENDS[text]
+    if text.lstrip("-").isdigit():
+        return text
+    if text.endswith("BC"):
+        return "-inf"
+    if text.split("-", 1)[0].lstrip("+").isdigit() and len(text.split("-", 1)[0]) > 4:
+        return "+inf"
+    moment = datetime.fromisoformat(text)
+    return str(((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND)
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _nothing(value: object) -> None:
+    return None
+
+
+def _vector(value: object) -> msgspec.Raw:
+    """Raw floats as a MessagePack str 32 (its specification, "str format family"): Redis' cmsgpack knows no bin."""
+    if not isinstance(value, str):
+        raise DecodeError("a vector is not in its wire form")
+    raw = decode_floats(value).astype("<f4", copy=False).tobytes()
+    return msgspec.Raw(b"\xdb" + len(raw).to_bytes(4, "big") + raw)
+
+
+def _text(raw: bytes) -> Value:
+    if raw[:1] == b'"':
+        return msgspec.json.decode(raw, type=str)
+    return None if raw == b"null" else raw.decode()

@@ -1,0 +1,31 @@
+-- One bounded step over a table's records: SCAN, then only keys that fit the table's pattern exactly and hold a position.
+-- ARGV: cursor, glob, Lua pattern, how many keys to look at, what to do: 'count', 'list', or a position below which
+-- records are removed; then for removal: user column or '', index prefix. Returns {cursor, count, what was listed}.
+local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[4], 'TYPE', 'hash')
+local pattern, task, user = ARGV[3], ARGV[5], ARGV[6]
+local count, listed = 0, {}
+
+local function encode(value) -- as keys.encode_odd does
+  return (string.gsub(value, '[%%:{}%c ]', function(c) return string.format('%%%02X', string.byte(c)) end))
+end
+
+local function remove(key)
+  local owner = user ~= '' and redis.call('HGET', key, user)
+  if owner then redis.call('ZREM', ARGV[7] .. encode(owner), key) end
+  redis.call('DEL', key)
+  count = count + 1
+end
+
+for _, key in ipairs(page[2]) do
+  if string.find(key, pattern) then
+    local found = redis.call('HMGET', key, '_pos', '_key')
+    if found[1] and task == 'count' then
+      count = count + 1
+    elseif found[1] and task == 'list' then
+      listed[#listed + 1] = {key, found[1], found[2]}
+    elseif found[1] and found[1] < task then
+      remove(key)
+    end
+  end
+end
+return {page[1], count, listed}
