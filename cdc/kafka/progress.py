@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import msgspec
+from typing import Any
 
+import msgspec
+from aiokafka import TopicPartition
+
+from cdc.config import Config
 from cdc.errors import DecodeError
+from cdc.kafka import failure
+from cdc.kafka.offsets import open_consumer
 from cdc.position import Position
+
+READ_SECONDS = 60.0  # to read the whole topic: one small record a transaction until the broker compacts it
 
 
 class SnapshotState(msgspec.Struct, frozen=True):
@@ -55,3 +63,29 @@ def decode_progress(value: bytes) -> Progress:
         raise DecodeError(
             f"not a progress record: {error}", hint="is the progress topic shared with another program?"
         ) from error
+
+
+async def read_progress(config: Config) -> Progress | None:
+    """What the newest committed record of our source says; None when there is none. Raises ConnectError, DecodeError.
+
+    Only right once `Writer.start` has returned: until then an older writer may still commit, and its transaction's outcome may
+    still be on its way to the topic.
+    """
+    partition = TopicPartition(config.kafka.progress_topic, 0)
+    doing = "reading progress"
+    async with open_consumer(config.kafka) as consumer, failure.bounded(config.kafka, doing, READ_SECONDS):
+        consumer.assign([partition])
+        value = await _last_value(consumer, partition, config.source_name.encode())
+    return None if value is None else decode_progress(value)
+
+
+async def _last_value(consumer: Any, partition: TopicPartition, key: bytes) -> bytes | None:
+    """The last value of the key up to the end as it is now."""
+    end = (await consumer.end_offsets([partition]))[partition]
+    value: bytes | None = None
+    while await consumer.position(partition) < end:
+        for records in (await consumer.getmany(partition, timeout_ms=200)).values():
+            for record in records:
+                if record.key == key:
+                    value = record.value
+    return value

@@ -1,0 +1,119 @@
+"""What one Kafka transaction carries, and how it is cut into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from cdc.errors import RecordError
+from cdc.kafka.partitioner import partitions
+from cdc.kafka.progress import Progress
+from cdc.position import Position
+
+Outgoing = tuple[bytes, bytes | None, int, list[tuple[str, bytes]]]  # key, value, timestamp in ms, headers
+
+
+class Heartbeat(NamedTuple):
+    """The source's commit time (µs since the Unix epoch) and the position of a heartbeat."""
+
+    ts_us: int
+    position: Position
+
+
+class Chunk:
+    """Records by topic in the order of the source, and what is true once they are durable: progress, a heartbeat.
+
+    `records` may be filled directly, many records at a time, if `count` and `nbytes` (keys and values) are kept as `add` does.
+    """
+
+    __slots__ = ("count", "heartbeat", "markers", "nbytes", "progress", "records")
+
+    def __init__(self) -> None:
+        self.records: dict[str, list[Outgoing]] = {}
+        self.markers: dict[str, list[int]] = {}
+        self.progress: Progress | None = None
+        self.heartbeat: Heartbeat | None = None
+        self.count = 0
+        self.nbytes = 0
+
+    def add(
+        self, topic: str, key: bytes, value: bytes | None, timestamp_ms: int, headers: list[tuple[str, bytes]]
+    ) -> None:
+        """One record; its key decides the partition."""
+        records = self.records.get(topic)
+        if records is None:
+            records = self.records[topic] = []
+        records.append((key, value, timestamp_ms, headers))
+        self.count += 1
+        self.nbytes += len(key) + (len(value) if value is not None else 0)
+
+    def mark(
+        self, topic: str, key: bytes, value: bytes | None, timestamp_ms: int, headers: list[tuple[str, bytes]]
+    ) -> None:
+        """A marker: the same record in every partition, behind all that was added before and ahead of all after."""
+        self.add(topic, key, value, timestamp_ms, headers)
+        self.markers.setdefault(topic, []).append(len(self.records[topic]) - 1)
+
+    def __bool__(self) -> bool:
+        return bool(self.count or self.progress or self.heartbeat)
+
+
+class Batches:
+    """The batches of one topic, a list a partition, in order; a record that fills one opens the next."""
+
+    def __init__(self, topic: str, count: int, create: Callable[[], Any], limit: int) -> None:
+        self.topic = topic
+        self._create = create
+        self._limit = limit
+        self._sealed: list[list[Any]] = [[] for _ in range(count)]
+        self._open: list[Any] = [None] * count
+
+    def fill(self, records: Sequence[Outgoing], markers: Sequence[int]) -> None:
+        """Appends all records, the marked ones to every partition. Raises RecordError `too_large`."""
+        start = 0
+        for index in markers:
+            self._append(records[start:index] if start or markers else records)
+            for partition in range(len(self._open)):
+                self._put(partition, records[index])
+            start = index + 1
+        self._append(records[start:] if start else records)
+        for partition in range(len(self._open)):
+            self._seal(partition)
+
+    def _append(self, records: Sequence[Outgoing]) -> None:
+        batches = self._open
+        for partition, record in zip(partitions([r[0] for r in records], len(batches)), records, strict=True):
+            batch = batches[partition]
+            key, value, timestamp, headers = record
+            if batch is None or batch.append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
+                self._put(partition, record)
+
+    def _put(self, partition: int, record: Outgoing) -> None:
+        """Into the open batch, or a new one when it is full: an empty batch takes any one record."""
+        key, value, timestamp, headers = record
+        batch = self._open[partition]
+        if batch is None or batch.append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
+            self._seal(partition)
+            batch = self._open[partition] = self._create()
+            batch.append(timestamp=timestamp, key=key, value=value, headers=headers)
+
+    def _seal(self, partition: int) -> None:
+        batch = self._open[partition]
+        if batch is None:
+            return
+        if batch.size() > self._limit:
+            raise RecordError(
+                "too_large",
+                f"a record for {self.topic} has {batch.size()} bytes, more than the limit of {self._limit}",
+                hint="raise [kafka] max_record_bytes and the topic's max.message.bytes to it, or exclude the large column",
+            )
+        batch.close()  # a closed batch goes out at once, an open one would linger
+        self._sealed[partition].append(batch)
+        self._open[partition] = None
+
+    def rounds(self) -> Iterator[tuple[int, Any]]:
+        """`(partition, batch)`: the first of every partition, then the second, …, so that a request carries many."""
+        for turn in range(max(map(len, self._sealed), default=0)):
+            for partition, batches in enumerate(self._sealed):
+                if turn < len(batches):
+                    yield partition, batches[turn]
