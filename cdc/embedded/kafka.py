@@ -1,0 +1,149 @@
+"""Apache Kafka as a child process: one KRaft node that is broker and controller.
+
+A JVM spends most of a start on loading classes. The first run writes them to an archive beside the jars when it ends
+(class-data sharing, JEP 350), and later starts map that file.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import socket
+import struct
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from cdc.embedded.folder import HOST, Folder
+from cdc.embedded.programs import Kafka as KafkaProgram
+from cdc.embedded.server import Server
+
+MIB = 1 << 20
+RECORD_BYTES = 64 * MIB  # the largest batch; [kafka] max_record_bytes has the same bound
+REQUEST_BYTES = 2 * RECORD_BYTES  # room for several batches in one request
+HEAP = ("-Xms128m", "-Xmx768m")  # small, yet holds two requests of that size and the cleaner's map
+CLEANER_BYTES = 64 * MIB  # the compaction's map: 2.5 million keys a pass
+PROBE_TIMEOUT_SECONDS = 5.0
+METADATA = struct.pack(
+    "!hhihi", 3, 1, 1, -1, 0
+)  # api key, version, correlation, no client id, no topics (Kafka protocol guide)
+
+
+class Kafka(Server):
+    """`settings` are those of server.properties."""
+
+    name = "kafka"
+    title = "Kafka"
+    stop_signals = ((signal.SIGTERM, 60.0),)  # it closes its logs, and at its first end writes the class archive
+
+    def __init__(
+        self, folder: Folder, settings: Mapping[str, str], program: KafkaProgram, port: int, controller_port: int
+    ) -> None:
+        super().__init__(folder, settings)
+        self.program = program
+        self.port = port
+        self.controller_port = controller_port
+        self.data = folder.path / "kafka"
+        self._draft: Path | None = None
+
+    @property
+    def provider(self) -> str:
+        return str(self.program)
+
+    @property
+    def bootstrap(self) -> str:
+        """host:port for clients."""
+        return f"{HOST}:{self.port}"
+
+    def prepare(self) -> None:
+        """server.properties at each start; the log folder is formatted once."""
+        (self.data / "tmp").mkdir(parents=True, exist_ok=True)
+        text = "".join(f"{name}={_escaped(value)}\n" for name, value in self._properties().items())
+        (self.data / "server.properties").write_text(text)
+        if not (self.data / "log" / "meta.properties").exists():
+            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            config = str(self.data / "server.properties")
+            self.run([*self._java(), "kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", config])
+
+    def command(self) -> list[str]:
+        """The JVM."""
+        archive = self.program.archive
+        if archive is not None and not archive.exists():
+            self._draft = archive.with_suffix(f".{os.getpid()}")
+            dump = [f"-XX:ArchiveClassesAtExit={self._draft}"]
+        else:
+            dump = []
+        return [*self._java(*HEAP, *dump), "kafka.Kafka", str(self.data / "server.properties")]
+
+    def answers(self) -> bool:
+        """Asks for the cluster's metadata, which names the broker once it is registered and takes requests."""
+        try:
+            with socket.create_connection((HOST, self.port), PROBE_TIMEOUT_SECONDS) as connection:
+                connection.sendall(struct.pack("!i", len(METADATA)) + METADATA)
+                with connection.makefile("rb") as reply:
+                    _size, _correlation, brokers = struct.unpack("!iii", reply.read(12))
+        except (OSError, struct.error):
+            return False
+        return bool(brokers)
+
+    def stop(self) -> None:
+        """Ends it; the first clean end leaves the class archive."""
+        super().stop()
+        archive = self.program.archive
+        if self._draft is not None and archive is not None and self._draft.exists():
+            self._draft.replace(archive)
+        self._draft = None
+
+    def _java(self, *options: str) -> list[str]:
+        archive = self.program.archive
+        shared = [f"-XX:SharedArchiveFile={archive}"] if archive is not None and archive.exists() else []
+        return [
+            str(self.program.java.path),
+            *options,
+            *shared,
+            "-Xshare:auto",  # an archive that does not fit is ignored
+            "-Xlog:disable",
+            "-Xlog:all=error:stderr",  # no warnings about such archives
+            "-XX:+ExitOnOutOfMemoryError",  # a broker that limps on is worse than one that ended
+            "-XX:-UsePerfData",  # nothing left in /tmp
+            f"-Djava.io.tmpdir={self.data / 'tmp'}",  # where the compression libraries unpack themselves
+            "-Djava.awt.headless=true",
+            "-Dorg.slf4j.simpleLogger.showDateTime=true",
+            "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
+            "-cp",
+            ":".join(map(str, self.program.jars)),  # in a fixed order, which the archive is bound to
+        ]
+
+    def _properties(self) -> dict[str, str]:
+        return {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@{HOST}:{self.controller_port}",
+            "listeners": f"BROKER://{self.bootstrap},CONTROLLER://{HOST}:{self.controller_port}",
+            "advertised.listeners": f"BROKER://{self.bootstrap}",
+            "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "inter.broker.listener.name": "BROKER",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": str(self.data / "log"),
+            "auto.create.topics.enable": "false",
+            "default.replication.factor": "1",
+            "min.insync.replicas": "1",
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "4",  # of one node; 50 take a second to make
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "4",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",  # a lone consumer need not wait for others
+            "message.max.bytes": str(RECORD_BYTES),
+            "socket.request.max.bytes": str(REQUEST_BYTES),
+            "log.cleaner.dedupe.buffer.size": str(CLEANER_BYTES),
+            "log.retention.ms": "-1",
+            **self.settings,
+        }
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\")
