@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from cdc import log, metrics
 from cdc.config import Config
 from cdc.position import decode_position
 from consumers.batches import Message
-from consumers.retry import Action, delays, policy_for
+from consumers.retry import MOST_SECONDS, Action, delays, policy_for
 from consumers.store import Partition
 
 LOG = log.get(__name__)
@@ -112,19 +112,24 @@ class Freshness:
         """Reads heartbeats for ever; Kafka being away is waited out, anything else is raised."""
         attempts = delays()
         while True:
+            started = time.monotonic()
             try:
                 await self._read()
             except KafkaError as error:
                 if policy_for(error).action is not Action.WAIT:
                     raise
                 LOG.info("waiting for heartbeats", topic=self._config.kafka.heartbeat_topic, reason=str(error))
-                await asyncio.sleep(next(attempts))
+            if time.monotonic() > started + MOST_SECONDS:
+                attempts = delays()  # it had worked: a new failure starts with short waits
+            await asyncio.sleep(next(attempts))
 
     async def _read(self) -> None:
-        """One connection's life. The topic may come later: Kafka's client looks for it by itself."""
+        """One connection's life. Raises KafkaError, also while the topic is not there yet."""
         consumer = AIOKafkaConsumer(**self._config.kafka.client_options(), isolation_level="read_committed")
         try:
             await consumer.start()
+            if self._config.kafka.heartbeat_topic not in await consumer.topics():
+                raise UnknownTopicOrPartitionError("the reader has not made the topic yet")
             partition = TopicPartition(self._config.kafka.heartbeat_topic, 0)
             consumer.assign([partition])
             end = (await consumer.end_offsets([partition]))[partition]

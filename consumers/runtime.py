@@ -22,11 +22,12 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from cdc import log, metrics
 from cdc.config import Config
-from cdc.errors import ConnectError, RecordError, StoreLost
-from consumers.batches import Foreign, Marker, Work, halves, work
+from cdc.errors import ConnectError, StoreLost
+from consumers.batches import Foreign, Marker, Work, work
 from consumers.dead_letters import DeadLetters
 from consumers.freshness import Freshness
 from consumers.gauges import Gauges
+from consumers.isolation import apply_isolating
 from consumers.partitions import Partitions, Polls
 from consumers.retry import Action, Policy, delays, policy_for
 from consumers.store import Applied, Batch, Inspectable, Offsets, Rejected, Store
@@ -204,18 +205,13 @@ class Runtime:
             await self._reject(step.topic, step.rejected)
 
     async def _apply(self, batch: Batch) -> None:
-        """A store that names a bad record only by an error gets ever smaller batches until the record stands alone."""
-        try:
-            applied = await self._insist("applying", lambda: self._store.apply(batch))
-        except RecordError as error:
-            if len(batch.records) > 1:
-                for half in halves(batch):
-                    await self._apply(half)
-                return
-            applied = Applied(rejected=[Rejected(batch.records[0], error.reason, error.message)])
+        applied = await apply_isolating(self._insistently, batch)
         if applied.rejected:
             await self._reject(batch.topic, applied.rejected)
         self.gauges.applied(batch, applied)
+
+    async def _insistently(self, batch: Batch) -> Applied:
+        return await self._insist("applying", lambda: self._store.apply(batch))
 
     async def _reject(self, topic: str, rejected: Sequence[Rejected]) -> None:
         await self._insist("writing dead letters", lambda: self._dead_letters.add(topic, rejected))

@@ -1,0 +1,170 @@
+"""Rebuilding by replay on a real Kafka: while writes go on, from damage, with roll-back, never with a wrong result."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from cdc.config import Config, parse
+from cdc.errors import StoreError
+from consumers.rebuild import Progress, Since, rebuild, refill, rollback
+from consumers.runtime import Runtime
+from consumers.store import Applied, Batch, Store
+from tests.memory_store import Contents, Memory, MemoryStore
+from tests.topic_writer import TopicWriter
+from tests.waiting import until
+
+TABLE = "public.memories"
+NAME = ("public", "memories")
+_NUMBERS = itertools.count(time.time_ns() // 1_000_000)
+
+
+@pytest.fixture
+def config(servers: Any) -> Config:
+    """A prefix of its own for each test."""
+    kafka = {"bootstrap": servers.kafka_bootstrap, "prefix": f"r{next(_NUMBERS)}", "partitions": 2}
+    return parse({"postgres": {"dsn": "postgresql://unused"}, "kafka": kafka})
+
+
+@pytest.fixture
+async def topics(config: Config) -> AsyncIterator[TopicWriter]:
+    """60 rows of which 10 were deleted and 10 updated, and a truncate before all of it."""
+    async with TopicWriter(config) as writer:
+        await writer.create(TABLE)
+        await writer.put(TABLE, rows(range(5)))
+        await writer.truncate(TABLE)
+        await writer.put(TABLE, rows(range(60)))
+        await writer.delete(TABLE, range(10))
+        await writer.put(TABLE, rows(range(10, 20), "new"), op="u")
+        yield writer
+
+
+def rows(numbers: range, text: str = "text") -> list[dict[str, Any]]:
+    """Rows with these ids."""
+    return [{"id": number, "text": f"{text} {number}"} for number in numbers]
+
+
+def live(memory: Memory) -> int:
+    """Live rows."""
+    return sum(row[2] is not None for row in memory.live.rows.get(NAME, {}).values())
+
+
+async def test_from_nothing(config: Config, topics: TopicWriter) -> None:
+    memory = Memory()
+    seen: list[Progress] = []
+    store = MemoryStore(memory)
+    report = await rebuild(config, store, live=store, on_progress=seen.append)
+    assert report.swapped
+    assert live(memory) == 50
+    assert report.counts == {TABLE: (50, 50, 0)}
+    assert len(report.live_differences) == 50  # the live store was empty, which did not hinder
+    assert [progress.phase for progress in seen][-2:] == ["verify", "swap"]
+    assert seen[-1].done == seen[-1].total
+    assert await store.open() == memory.live.offsets  # a consumer goes on from here
+
+
+async def test_writes_go_on_and_nothing_is_lost(config: Config, topics: TopicWriter) -> None:
+    memory = Memory()
+    store = MemoryStore(memory)
+    consumer = Runtime(config, store, exclusive=True, check_seconds=0.05)
+    consuming = asyncio.ensure_future(consumer.run())
+    stop = asyncio.Event()
+
+    async def write() -> int:
+        for number in itertools.count(1000, 10):
+            await topics.put(TABLE, rows(range(number, number + 10)))
+            if stop.is_set():
+                return number + 10 - 1000
+        raise AssertionError
+
+    writing = asyncio.ensure_future(write())
+    await until(lambda: live(memory) > 60, "the live store")
+    before = memory.live
+    report = await rebuild(config, MemoryStore(memory), live=MemoryStore(memory))
+    assert report.live_differences == []
+    stop.set()
+    written = await writing
+    await until(lambda: live(memory) == 50 + written, "the consumer goes on in the new store")
+    assert memory.live is not before
+    consumer.stop()
+    await consuming
+
+
+async def test_rollback(config: Config, topics: TopicWriter) -> None:
+    memory = Memory()
+    before = memory.live
+    before.rows[NAME] = {b'{"id":1}': (b"0" * 32, b"{}", b"{}")}
+    await rebuild(config, MemoryStore(memory))
+    assert live(memory) == 50
+    await rollback(MemoryStore(memory))
+    assert memory.live is before
+    with pytest.raises(StoreError, match="roll back"):
+        await rollback(MemoryStore(memory))
+
+
+async def test_the_live_store_is_compared(config: Config, topics: TopicWriter) -> None:
+    memory = Memory()
+    await rebuild(config, MemoryStore(memory))
+    held = memory.live.rows[NAME]
+    del held[b'{"id":15}']
+    held[b'{"id":16}'] = (b"0" * 32, b"{}", b"{}")
+    held[b'{"id":500}'] = (b"0" * 32, b"{}", b"{}")
+    report = await rebuild(config, MemoryStore(memory), live=MemoryStore(memory))
+    found = {(difference.key, difference.kind) for difference in report.live_differences}
+    assert found == {(b'{"id":15}', "missing"), (b'{"id":16}', "stale"), (b'{"id":500}', "extra")}
+
+
+class Forgetful(MemoryStore):
+    """A shadow that drops one record."""
+
+    async def shadow(self) -> Store:
+        self._shadow = Contents()
+        return _Dropping(self._memory, self.name, self._shadow)
+
+
+class _Dropping(MemoryStore):
+    async def apply(self, batch: Batch) -> Applied:
+        done = await super().apply(batch)
+        self._reachable().rows[NAME].pop(b'{"id":33}', None)
+        return done
+
+
+async def test_a_wrong_result_is_never_swapped_in(config: Config, topics: TopicWriter) -> None:
+    memory = Memory()
+    before = memory.live
+    with pytest.raises(StoreError, match=r'missing: \{"id":33\}; nothing was swapped'):
+        await rebuild(config, Forgetful(memory))
+    assert memory.live is before
+
+
+async def test_refused_records_do_not_stop_a_rebuild(config: Config, topics: TopicWriter) -> None:
+    await topics.put(TABLE, [{"id": 99, "text": "poison"}])
+    report = await rebuild(config, MemoryStore(Memory()))
+    assert report.rejected == {"poison": 1}
+    assert report.counts == {TABLE: (50, 51, None)}
+
+
+async def test_a_part_is_replayed_into_the_live_store(config: Config, topics: TopicWriter) -> None:
+    memory = Memory()
+    await rebuild(config, MemoryStore(memory))
+    since = time.time_ns() // 1_000_000
+    await topics.put(TABLE, rows(range(200, 210)))
+    await refill(config, MemoryStore(memory), Since(time_ms=since))
+    assert live(memory) == 60
+    del memory.live.rows[NAME][b'{"id":205}'], memory.live.rows[NAME][b'{"id":30}']
+    report = await refill(config, MemoryStore(memory), Since(time_ms=since))
+    assert report.records == 10
+    assert live(memory) == 59  # one came back, the other lies before the part
+    await refill(config, MemoryStore(memory), Since(offset=0))
+    assert live(memory) == 60
+
+
+async def test_a_part_never_jumps_over_what_the_store_has_not_seen(config: Config, topics: TopicWriter) -> None:
+    memory = Memory()
+    await refill(config, MemoryStore(memory), Since(time_ms=time.time_ns() // 1_000_000 + 60_000))
+    assert live(memory) == 50
