@@ -1,0 +1,52 @@
+# Every target sets up what it needs; a second time that takes a moment and no network.
+VENV := .venv
+BIN := $(VENV)/bin
+export VENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench bench-smoke up down lock
+
+help: ## Lists these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Installs what is missing: servers, Python packages, Kafka's jars; says what and why
+	@cdc/embedded/setup.sh
+
+demo: setup ## Shows the pipeline at work on real servers, in under a minute
+	@$(BIN)/cdc demo
+
+test: setup ## Proves it: every test, against real servers that it starts itself
+	$(BIN)/pytest
+
+check: setup ## Lint, format, types and import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+format: setup ## Formats the code and mends what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## Measures reader, consumers and rebuild against the bare bounds of this machine
+	$(BIN)/python -m benchmarks
+
+bench-smoke: setup ## The same with few rows: shows that the benchmarks run
+	$(BIN)/python -m benchmarks --smoke
+
+up: setup ## Starts PostgreSQL, Kafka, Redis and the pipeline; Ctrl-C or `make down` stops them
+	@$(BIN)/cdc up
+
+down: setup ## Stops what `make up` started
+	@$(BIN)/cdc down
+
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
+EXTRA = import sys, tomllib; print("\n".join(tomllib.load(sys.stdin.buffer)["project"]["optional-dependencies"]["wheels"]))
+
+lock: setup ## Pins the newest versions pyproject.toml allows (UPGRADE= keeps those that are pinned)
+	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
+	$(COMPILE) $(UPGRADE) --extra dev pyproject.toml --output-file requirements.txt
+	$(BIN)/python -c '$(EXTRA)' < pyproject.toml | \
+		$(COMPILE) $(UPGRADE) --constraint requirements.txt - --output-file requirements-wheels.txt
+
+lock: UPGRADE ?= --upgrade
