@@ -23,7 +23,7 @@ class Heartbeat(NamedTuple):
 class Chunk:
     """Records by topic in the order of the source, and what is true once they are durable: progress, a heartbeat.
 
-    `records` may be filled directly, many records at a time, if `count` and `nbytes` (keys and values) are kept as `add` does.
+    `records` may be filled directly, many at a time, if `count` and `nbytes` (keys and values) are kept as `add` does.
     """
 
     __slots__ = ("count", "heartbeat", "markers", "nbytes", "progress", "records")
@@ -105,7 +105,7 @@ class Batches:
             raise RecordError(
                 "too_large",
                 f"a record for {self.topic} has {batch.size()} bytes, more than the limit of {self._limit}",
-                hint="raise [kafka] max_record_bytes and the topic's max.message.bytes to it, or exclude the large column",
+                hint="raise [kafka] max_record_bytes and the topic's max.message.bytes, or exclude the large column",
             )
         batch.close()  # a closed batch goes out at once, an open one would linger
         self._sealed[partition].append(batch)

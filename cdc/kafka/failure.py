@@ -30,6 +30,13 @@ _DENIED = (
 _LOGIN = (
     kafka_errors.AuthenticationFailedError,
     kafka_errors.SaslAuthenticationFailed,
+)
+_PROTOCOL = (
+    SSLError,
+    TimeoutError,
+    ConnectionResetError,
+    EOFError,
+    kafka_errors.KafkaConnectionError,
     kafka_errors.IllegalSaslStateError,
 )
 _MECHANISM = (kafka_errors.AuthenticationMethodNotSupported, kafka_errors.UnsupportedSaslMechanismError)
@@ -59,7 +66,7 @@ def typed(error: BaseException, kafka: Kafka, doing: str) -> CdcError:
     if denied := find(error, _DENIED):
         return ConnectError(
             f"{where} does not allow {kafka.username or 'this client'} to go on {doing}: {type(denied).__name__}",
-            hint=f"grant read, write, create and describe on topics {kafka.prefix}.*, and write on its transactional id",
+            hint=f"grant read, write, create and describe on topics {kafka.prefix}.*, and write on transactional ids",
         )
     if find(error, (kafka_errors.InvalidTransactionTimeout,)):
         return PreconditionError(
@@ -108,7 +115,7 @@ def _refusal(error: BaseException, kafka: Kafka, where: str) -> ConnectError:
         return ConnectError(
             f"{where} shows a certificate that is not trusted", hint="name its authority by [kafka] ca_file"
         )
-    if find(error, (SSLError, TimeoutError, kafka_errors.KafkaConnectionError, EOFError)):
+    if find(error, _PROTOCOL):
         return ConnectError(
             f"{where} does not answer a {kafka.security_protocol} client",
             hint="set [kafka] security_protocol to the listener's, and look whether a firewall is between",

@@ -16,7 +16,7 @@ Ends = dict[str, list[int]]  # topic → the offset behind the last record, a pa
 
 @asynccontextmanager
 async def open_consumer(kafka: Kafka) -> AsyncIterator[Any]:
-    """A started read_committed consumer of no group; what it is assigned it reads from the beginning. Raises ConnectError."""
+    """A started read_committed consumer of no group, which reads from the beginning. Raises ConnectError."""
     consumer = AIOKafkaConsumer(
         isolation_level="read_committed",
         enable_auto_commit=False,

@@ -1,8 +1,8 @@
 """Which partition a key belongs to: Java's default, so that every other Kafka client agrees.
 
 `(murmur2(key) & 0x7fffffff) % partitions`, murmur2 with seed 0x9747b28c over little-endian words, 32-bit wrap-around
-(Austin Appleby's MurmurHash2, as Kafka's `org.apache.kafka.common.utils.Utils.murmur2` has it). Many keys at once are hashed
-by numpy, a column of words at a time, because hashing key by key in Python costs more than all else a record goes through.
+(Austin Appleby's MurmurHash2, as Kafka's `org.apache.kafka.common.utils.Utils.murmur2` has it). Many keys at once are
+hashed by numpy, a column of words at a time: key by key in Python costs more than all else a record goes through.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """aiokafka's producer with a bounded start and an end that really ends.
 
-aiokafka retries for ever and flushes before it stops: with a broker away neither comes back. And after any failed produce,
-AddPartitions or EndTxn request a transactional producer of the old protocol is not to be used again (its sequence numbers
-and its transaction may differ from the broker's), so a writer in doubt abandons its producer and opens a new one, whose
-InitProducerId fences and aborts whatever the old one left.
+aiokafka retries for ever and flushes before it stops: with a broker away neither comes back. And after any failed
+produce, AddPartitions or EndTxn request a transactional producer of the old protocol is not to be used again (its
+sequence numbers and its transaction may differ from the broker's), so a writer in doubt abandons its producer and opens a
+new one, whose InitProducerId fences and aborts whatever the old one left.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import ProducerClosed
+from aiokafka.producer import sender
 
 from cdc.config import Config
 from cdc.kafka import failure
 
 BATCH_BYTES = 1 << 20  # of one batch before compression; larger ones gain nothing, a larger record gets its own
-BACKOFF_MS = 20  # between tries; the broker is busy with the last transaction's markers for a few ms only
+BACKOFF_MS = 50  # between tries of a failed request; half of aiokafka's default
+RETRY_SECONDS = 0.002  # the last transaction's markers take 1-3 ms; aiokafka would let a new one wait 20
 ABANDON_SECONDS = 3.0  # for the tasks of a producer in doubt to end; they wait for nothing but timers then
 
 
@@ -28,12 +30,16 @@ def transactional_id(config: Config) -> str:
 
 
 async def open_producer(config: Config) -> Any:
-    """A started producer; with exactly-once delivery it has fenced every older one. Raises ConnectError, PreconditionError."""
+    """A started producer; with exactly-once delivery it has fenced every older one.
+
+    Raises ConnectError, and PreconditionError when the broker does not allow the transaction time-out.
+    """
     kafka = config.kafka
     timeout_ms = int(kafka.transaction_timeout_seconds * 1000)
     identity: dict[str, Any] = {"enable_idempotence": True}
     if kafka.delivery == "exactly-once":
         identity = {"transactional_id": transactional_id(config), "transaction_timeout_ms": timeout_ms}
+    sender.BACKOFF_OVERRIDE = RETRY_SECONDS  # a constant of the module, no option
     producer = AIOKafkaProducer(
         acks="all",
         compression_type=None if kafka.compression == "none" else kafka.compression,
@@ -60,17 +66,17 @@ async def abandon(producer: Any) -> None:
     async def refuse(*_: object) -> NoReturn:
         raise ProducerClosed
 
-    sender = producer._sender.sender_task
+    task = producer._sender.sender_task
     producer._closed = True
     producer.client.coordinator_lookup = refuse  # else a task would look for the coordinator until it is back
-    if sender is not None:
-        sender.cancel()
+    if task is not None:
+        task.cancel()
     await producer.client.close()  # fails the requests in flight, which the sender waits for
-    if sender is not None:
-        await asyncio.wait({sender}, timeout=ABANDON_SECONDS)
-        sender.cancel()  # a second time: it may wait for metadata that never come
-        await asyncio.wait({sender}, timeout=ABANDON_SECONDS)
-        if sender.done() and not sender.cancelled():
-            sender.exception()  # known already: it is why the producer is abandoned
+    if task is not None:
+        await asyncio.wait({task}, timeout=ABANDON_SECONDS)
+        task.cancel()  # a second time: it may wait for metadata that never come
+        await asyncio.wait({task}, timeout=ABANDON_SECONDS)
+        if task.done() and not task.cancelled():
+            task.exception()  # known already: it is why the producer is abandoned
     producer._message_accumulator.fail_all(ProducerClosed())
     await producer.client.close()  # a task may have connected again meanwhile

@@ -1,21 +1,22 @@
 """Puts chunks into Kafka, each whole or not at all, and says when they are durable.
 
-Steps of `write` (exactly-once):
+Steps of `write`, exactly-once:
  1. Cut the records into batches; nothing has been sent yet, so a record that is too large costs nothing.
- 2. Begin a Kafka transaction and send all batches.
+ 2. Begin a Kafka transaction; send all batches, and progress with them: the transaction makes them one.
  3. Wait for the broker's answer to every single batch: `commit_transaction` commits although one failed.
- 4. Send progress and heartbeat in the same transaction, the heartbeat with the offsets the answers told; wait for them.
+ 4. Send the heartbeat, if any, with the end offsets which the answers told; wait for its answer.
  5. Commit. Only now is anything visible to committed readers, and only now is it durable.
-At-least-once goes the same way without a transaction (idempotent producer, acks=all): progress is sent once the data are durable,
-so a writer that dies between the two writes the data again. It does not fence an older writer; the slot admits one only.
+At-least-once goes the same way without a transaction (idempotent producer, acks=all), but progress is sent only after step 3,
+so a writer that dies in between writes the data again. It fences no older writer; the slot admits one reader only.
 
-After any error but `RecordError` from step 1 the writer is closed, and what it wrote is in doubt: open a new one (which fences and
-aborts the rest), read progress again, and resume the stream behind it. ConnectError: try again. FencedError: stop.
+After any error but a `RecordError` of step 1 the writer is closed, and what it wrote is in doubt: open a new one (which
+fences the old one and aborts its rest), read progress again, resume the stream behind it. ConnectError: try again.
+FencedError: stop.
 
-The ends in a heartbeat are what a consumer has to reach to be fresh: offset of the last record + 1 of every partition, or, for
-a partition not written since this writer started, its last stable offset then (behind the trailing transaction marker). A
-read_committed consumer's `position()` reaches both, see `tests/integration/test_writer.py`; the highest record offset + 1 does
-not reach the second. So stores compare `position() >= end`.
+What a store has to reach to be fresh up to a heartbeat: `position(partition) >= end` in every data partition, `position` being
+that of a read_committed consumer that has handed out everything before it. An end is the last record's offset + 1, or, in
+a partition not written since this writer started, the last stable offset then, which lies behind the transaction's marker
+and behind aborted records. `position()` moves past both; the offset of the last record seen + 1 does not.
 """
 
 from __future__ import annotations
@@ -43,11 +44,20 @@ _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooL
 
 
 class Written(NamedTuple):
-    """A durable chunk: how many records, when it became durable (µs since the Unix epoch), the ends of all partitions."""
+    """A durable chunk: how many records, when (µs since the Unix epoch) it became durable, the ends of all partitions."""
 
     records: int
     durable_us: int
     ends: Mapping[str, list[int]]
+
+
+class Sent(NamedTuple):
+    """A batch under way."""
+
+    topic: str
+    partition: int
+    batch: Any
+    answer: asyncio.Future[Any]
 
 
 class Writer:
@@ -110,11 +120,18 @@ class Writer:
         return made
 
     async def _write(self, chunk: Chunk, batches: list[Batches]) -> Written:
-        transactional = self._config.kafka.delivery == "exactly-once"
+        kafka = self._config.kafka
+        transactional = kafka.delivery == "exactly-once"
+        progress = chunk.progress and encode_progress(chunk.progress)
+        last: list[Sent] = []
         if transactional:
             await self._producer.begin_transaction()
+            last += await self._put(kafka.progress_topic, progress)
         ends = await self._send(batches)
-        await self._conclude(chunk, ends)
+        last += await self._put(kafka.heartbeat_topic, chunk.heartbeat and encode_heartbeat(chunk.heartbeat, ends))
+        if not transactional:
+            last += await self._put(kafka.progress_topic, progress)
+        await _answers(last)
         if transactional:
             await self._producer.commit_transaction()
         self._ends = ends
@@ -123,7 +140,7 @@ class Writer:
     async def _send(self, batches: list[Batches]) -> Ends:
         """Sends all batches and waits for each one's answer; the ends behind them."""
         ends = {topic: list(offsets) for topic, offsets in self._ends.items()}
-        pending: list[tuple[str, int, Any, asyncio.Future[Any]]] = []
+        pending: list[Sent] = []
         size = 0
         for topic_batches in batches:
             for partition, batch in topic_batches.rounds():
@@ -131,26 +148,25 @@ class Writer:
                     await _settle(pending, ends)
                     size = 0
                 size += batch.size()
-                future = await self._producer.send_batch(batch, topic_batches.topic, partition=partition)
-                pending.append((topic_batches.topic, partition, batch, future))
+                pending.append(await self._dispatch(batch, topic_batches.topic, partition))
         await _settle(pending, ends)
         return ends
 
-    async def _conclude(self, chunk: Chunk, ends: Ends) -> None:
-        """Progress and heartbeat, behind the data."""
-        kafka, name = self._config.kafka, self._config.source_name.encode()
-        now_ms = time.time_ns() // 1_000_000
-        futures = []
-        for topic, value in (
-            (kafka.heartbeat_topic, chunk.heartbeat and encode_heartbeat(chunk.heartbeat, ends)),
-            (kafka.progress_topic, chunk.progress and encode_progress(chunk.progress)),
-        ):
-            if value:
-                batch = self._producer.create_batch()
-                batch.append(timestamp=now_ms, key=name, value=value, headers=[])
-                batch.close()
-                futures.append(await self._producer.send_batch(batch, topic, partition=0))
-        await _all(futures)
+    async def _put(self, topic: str, value: bytes | None) -> list[Sent]:
+        """Sends one record of ours, keyed by the source; nothing for None."""
+        if value is None:
+            return []
+        batch = self._producer.create_batch()
+        key = self._config.source_name.encode()
+        batch.append(timestamp=time.time_ns() // 1_000_000, key=key, value=value, headers=[])
+        batch.close()
+        return [await self._dispatch(batch, topic, 0)]
+
+    async def _dispatch(self, batch: Any, topic: str, partition: int) -> Sent:
+        """Hands a batch to aiokafka, which waits only if the partition's last one has not gone out yet."""
+        answer = await self._producer.send_batch(batch, topic, partition=partition)
+        answer.add_done_callback(_look_at)
+        return Sent(topic, partition, batch, answer)
 
     async def _give_up(self) -> None:
         """Aborts what can be aborted, so that readers need not wait for the transaction's time-out, and closes."""
@@ -167,12 +183,6 @@ class Writer:
 
     def _typed(self, error: BaseException, elapsed: float) -> CdcError:
         kafka = self._config.kafka
-        if failure.find(error, _TOO_LARGE):
-            return RecordError(
-                "too_large",
-                f"Kafka at {kafka.bootstrap} refuses a record as larger than its topic's max.message.bytes",
-                hint="run `cdc doctor`: it names the topic whose max.message.bytes is below [kafka] max_record_bytes",
-            )
         if elapsed >= kafka.transaction_timeout_seconds:
             # the broker fences a transaction it has timed out: that is no other writer
             return failure.typed(TimeoutError(), kafka, f"writing a chunk ({elapsed:.1f} s)")
@@ -185,20 +195,32 @@ def encode_heartbeat(heartbeat: Heartbeat, ends: Mapping[str, list[int]]) -> byt
     return msgspec.json.encode({"ts_us": heartbeat.ts_us, "position": position, "ends": ends})
 
 
-async def _settle(pending: list[tuple[str, int, Any, asyncio.Future[Any]]], ends: Ends) -> None:
-    """Waits for all answers, moves the ends, empties the list. Raises the first failure, once all have come."""
-    answers = await _all([future for *_, future in pending])
-    for (topic, partition, batch, _), answer in zip(pending, answers, strict=True):
-        if answer.offset < 0:  # the broker knows it for a repetition too old to tell its offset
-            raise kafka_errors.DuplicateSequenceNumber
-        ends[topic][partition] = answer.offset + batch.record_count()
+def _look_at(answer: asyncio.Future[Any]) -> None:
+    """Marks a failure as seen: when another one ends the chunk first, nobody asks for this one."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+async def _settle(pending: list[Sent], ends: Ends) -> None:
+    """Waits for all answers, moves the ends, empties the list."""
+    for sent, offset in zip(pending, await _answers(pending), strict=True):
+        ends[sent.topic][sent.partition] = offset + sent.batch.record_count()
     pending.clear()
 
 
-async def _all(futures: list[asyncio.Future[Any]]) -> list[Any]:
-    """All results, or the first failure; every failure is looked at, so that none is reported as unretrieved."""
-    answers = await asyncio.gather(*futures, return_exceptions=True)
-    for answer in answers:
+async def _answers(pending: list[Sent]) -> list[int]:
+    """The first offset of each batch. Raises the first failure once all answers have come, RecordError for a record
+    that is larger than its topic allows."""
+    answers = await asyncio.gather(*(sent.answer for sent in pending), return_exceptions=True)
+    for sent, answer in zip(pending, answers, strict=True):
+        if isinstance(answer, _TOO_LARGE):
+            raise RecordError(
+                "too_large",
+                f"Kafka refuses a record for {sent.topic} as larger than that topic's max.message.bytes",
+                hint="raise the topic's max.message.bytes to [kafka] max_record_bytes, `cdc doctor` shows how",
+            ) from answer
         if isinstance(answer, BaseException):
             raise answer
-    return answers
+        if answer.offset < 0:  # the broker knows it for a repetition, too old to tell its offset
+            raise kafka_errors.DuplicateSequenceNumber
+    return [answer.offset for answer in answers if not isinstance(answer, BaseException)]
