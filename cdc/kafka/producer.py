@@ -2,8 +2,8 @@
 
 aiokafka retries for ever and flushes before it stops: with a broker away neither comes back. And after any failed
 produce, AddPartitions or EndTxn request a transactional producer of the old protocol is not to be used again (its
-sequence numbers and its transaction may differ from the broker's), so a writer in doubt abandons its producer and opens a
-new one, whose InitProducerId fences and aborts whatever the old one left.
+sequence numbers and its transaction may differ from the broker's), so a writer in doubt abandons its producer and opens
+a new one, whose InitProducerId fences and aborts whatever the old one left.
 """
 
 from __future__ import annotations

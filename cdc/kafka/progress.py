@@ -68,8 +68,8 @@ def decode_progress(value: bytes) -> Progress:
 async def read_progress(config: Config) -> Progress | None:
     """What the newest committed record of our source says; None when there is none. Raises ConnectError, DecodeError.
 
-    Only right once `Writer.start` has returned: until then an older writer may still commit, and its transaction's outcome
-    may still be on its way to the topic.
+    Only right once `Writer.start` has returned: until then an older writer may still commit, and its transaction's
+    outcome may still be on its way to the topic.
     """
     partition = TopicPartition(config.kafka.progress_topic, 0)
     doing = "reading progress"

@@ -1,62 +1,27 @@
 """Our topics: created with the right settings, checked at every start, never altered.
 
-Tables' topics are compacted and never expire, so that a replay from the beginning yields the whole present state. Progress and
-heartbeat are compacted too, dead letters are kept until someone deletes them. A difference is refused and named with its
-remedy, because the one who changed a setting had a reason that this program cannot know.
+A difference is refused and named with its remedy, because the one who changed a setting had a reason that this program
+cannot know.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from aiokafka import errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from cdc.config import MIB, Kafka
+from cdc.config import Kafka
 from cdc.errors import TopicError
 from cdc.kafka import failure
-
-Rule = Literal["equal", "least"]  # `least`: the topic may have more
+from cdc.kafka.topic_plan import Plan, plan
 
 STORES = ("redis", "faiss")
-DAY_MS = 86_400_000
-# A store that was down for longer may have missed a delete whose tombstone is gone, and has to be rebuilt; a week outlives
-# a long weekend, and costs one small record a deleted key.
-DELETE_RETENTION_MS = 7 * DAY_MS
-# Progress gets a record a transaction, and only closed segments are compacted: small ones keep reading it short.
-SMALL_SEGMENT_BYTES = 4 * MIB
-UNLIMITED = -1
-FAR_FUTURE_MS = (1 << 63) - 1  # a source whose clock is ahead must not stop the stream; the broker's default is an hour
-DEAD_LETTER_EXTRA_BYTES = MIB  # reason and origin beside a record of the largest size
-NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")  # Kafka, Topic.validate
 PROPAGATION_SECONDS = 0.05  # between looks whether every broker knows a new topic
-
-
-class Setting(NamedTuple):
-    """What a topic's setting has to be."""
-
-    value: str | int
-    rule: Rule = "equal"
-
-    def allows(self, actual: str) -> bool:
-        """Whether the topic's own value will do; policies are sets."""
-        if isinstance(self.value, str):
-            return set(actual.split(",")) == set(self.value.split(","))
-        return int(actual) == self.value or (self.rule == "least" and int(actual) > self.value)
-
-
-class Plan(NamedTuple):
-    """A topic as it has to be; `table` is empty for our own records."""
-
-    name: str
-    partitions: int
-    settings: Mapping[str, Setting]
-    table: str = ""
 
 
 class Finding(NamedTuple):
@@ -65,34 +30,6 @@ class Finding(NamedTuple):
     topic: str
     problem: str
     remedy: str
-
-
-def plan(kafka: Kafka, tables: Sequence[tuple[str, str]], stores: Sequence[str] = STORES) -> list[Plan]:
-    """Every topic of the configuration. Raises TopicError for a table whose name no topic can have."""
-    common = {
-        "min.insync.replicas": Setting(kafka.min_insync_replicas, "least"),
-        "compression.type": Setting("producer"),
-    }
-    rows = common | {
-        "cleanup.policy": Setting("compact"),
-        "retention.ms": Setting(UNLIMITED),
-        "retention.bytes": Setting(UNLIMITED),
-        "delete.retention.ms": Setting(DELETE_RETENTION_MS, "least"),
-        "max.message.bytes": Setting(kafka.max_record_bytes, "least"),
-        "message.timestamp.after.max.ms": Setting(FAR_FUTURE_MS),
-    }
-    control = common | {"cleanup.policy": Setting("compact"), "segment.bytes": Setting(SMALL_SEGMENT_BYTES)}
-    letters = common | {
-        "cleanup.policy": Setting("delete"),
-        "retention.ms": Setting(UNLIMITED),
-        "retention.bytes": Setting(UNLIMITED),
-        "max.message.bytes": Setting(kafka.max_record_bytes + DEAD_LETTER_EXTRA_BYTES, "least"),
-    }
-    plans = [Plan(kafka.progress_topic, 1, control), Plan(kafka.heartbeat_topic, 1, control)]
-    plans += [Plan(kafka.dead_letter_topic(store), 1, letters) for store in stores]
-    plans += [Plan(kafka.table_topic(s, t), kafka.partitions, rows, table=f"{s}.{t}") for s, t in tables]
-    _refuse_names(plans)
-    return plans
 
 
 async def ensure_topics(
@@ -255,21 +192,3 @@ def _refuse(findings: Sequence[Finding]) -> None:
         first = findings[0]
         more = f" (and {len(findings) - 1} more, see `cdc doctor`)" if len(findings) > 1 else ""
         raise TopicError(first.problem + more, hint=first.remedy)
-
-
-def _refuse_names(plans: Sequence[Plan]) -> None:
-    seen: dict[str, str] = {}
-    for wanted in plans:
-        owner = f"table {wanted.table}" if wanted.table else "our own records"
-        if not NAME.fullmatch(wanted.name):
-            raise TopicError(
-                f"{owner} would need the topic {wanted.name!r}, but Kafka takes letters, digits, '.', '_' and '-' only, "
-                "at most 249 of them",
-                hint="rename the table, or leave it out of [postgres] tables",
-            )
-        if wanted.name in seen:
-            raise TopicError(
-                f"{owner} and {seen[wanted.name]} would share the topic {wanted.name}",
-                hint="rename the table, or leave it out of [postgres] tables",
-            )
-        seen[wanted.name] = owner

@@ -6,17 +6,17 @@ Steps of `write`, exactly-once:
  3. Wait for the broker's answer to every single batch: `commit_transaction` commits although one failed.
  4. Send the heartbeat, if any, with the end offsets which the answers told; wait for its answer.
  5. Commit. Only now is anything visible to committed readers, and only now is it durable.
-At-least-once goes the same way without a transaction (idempotent producer, acks=all), but progress is sent only after step 3,
-so a writer that dies in between writes the data again. It fences no older writer; the slot admits one reader only.
+At-least-once goes the same way without a transaction (idempotent producer, acks=all), but progress is sent only after
+step 3, so a writer that dies in between writes the data again. It fences no older writer; the slot admits one reader.
 
 After any error but a `RecordError` of step 1 the writer is closed, and what it wrote is in doubt: open a new one (which
 fences the old one and aborts its rest), read progress again, resume the stream behind it. ConnectError: try again.
 FencedError: stop.
 
-What a store has to reach to be fresh up to a heartbeat: `position(partition) >= end` in every data partition, `position` being
-that of a read_committed consumer that has handed out everything before it. An end is the last record's offset + 1, or, in
-a partition not written since this writer started, the last stable offset then, which lies behind the transaction's marker
-and behind aborted records. `position()` moves past both; the offset of the last record seen + 1 does not.
+What a store has to reach to be fresh up to a heartbeat: `position(partition) >= end` in every data partition, as a
+read_committed consumer tells it that has handed out everything before. An end is the last record's offset + 1, or, in a
+partition not written since this writer started, the last stable offset then, which lies behind the last transaction's
+marker and behind aborted records. `position()` moves past both; the last offset seen + 1 does not.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooL
 
 
 class Written(NamedTuple):
-    """A durable chunk: how many records, when (µs since the Unix epoch) it became durable, the ends of all partitions."""
+    """A durable chunk: how many records, when it became so (µs since the Unix epoch), the ends of all partitions."""
 
     records: int
     durable_us: int
@@ -122,13 +122,14 @@ class Writer:
     async def _write(self, chunk: Chunk, batches: list[Batches]) -> Written:
         kafka = self._config.kafka
         transactional = kafka.delivery == "exactly-once"
-        progress = chunk.progress and encode_progress(chunk.progress)
+        progress = encode_progress(chunk.progress) if chunk.progress else None
         last: list[Sent] = []
         if transactional:
             await self._producer.begin_transaction()
             last += await self._put(kafka.progress_topic, progress)
         ends = await self._send(batches)
-        last += await self._put(kafka.heartbeat_topic, chunk.heartbeat and encode_heartbeat(chunk.heartbeat, ends))
+        heartbeat = encode_heartbeat(chunk.heartbeat, ends) if chunk.heartbeat else None
+        last += await self._put(kafka.heartbeat_topic, heartbeat)
         if not transactional:
             last += await self._put(kafka.progress_topic, progress)
         await _answers(last)
