@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -38,7 +40,7 @@ class Link:
                 password=password,
                 protocol=2,
                 socket_connect_timeout=CONNECT_SECONDS,
-                socket_timeout=REPLY_SECONDS,
+                socket_timeout=None,  # _guarded instead: the client's own costs a task a call
                 retry=Retry(NoBackoff(), RETRIES),
             )
         except ValueError as error:
@@ -55,31 +57,34 @@ class Link:
 
     async def run(self, script: str, keys: Sequence[str | bytes], args: Sequence[Any]) -> Any:
         """The reply of one of our scripts, loaded where the server lacks it. Raises ConnectError, StoreError."""
-        try:
+        async with self._guarded():
             try:
                 return await self._redis.execute_command("EVALSHA", _HASHES[script], len(keys), *keys, *args)
             except NoScriptError:
                 return await self._redis.execute_command("EVAL", _SOURCES[script], len(keys), *keys, *args)
-        except (RedisError, OSError) as error:
-            raise translate(error, self.where) from error
 
     async def command(self, *words: Any) -> Any:
         """One command's reply. Raises ConnectError, StoreError."""
-        try:
+        async with self._guarded():
             return await self._redis.execute_command(*words)
-        except (RedisError, OSError) as error:
-            raise translate(error, self.where) from error
 
     async def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Replies of many commands in one round trip; an error of a single one stands in its place, translated."""
         pipe = self._redis.pipeline(transaction=False)
         for words in commands:
             pipe.execute_command(*words)
-        try:
+        async with self._guarded():
             replies = await pipe.execute(raise_on_error=False)
-        except (RedisError, OSError) as error:
-            raise translate(error, self.where) from error
         return [translate(reply, self.where) if isinstance(reply, RedisError) else reply for reply in replies]
+
+    @asynccontextmanager
+    async def _guarded(self) -> AsyncIterator[None]:
+        """Bounds the time of a call and translates its errors."""
+        try:
+            async with asyncio.timeout(REPLY_SECONDS):
+                yield
+        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+            raise translate(error, self.where) from error
 
     async def close(self) -> None:
         """Closes every connection; a server that is gone is no error."""

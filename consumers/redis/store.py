@@ -192,7 +192,7 @@ class RedisStore(Reading, Swapping):
             before = record
             try:
                 name, key = redis_key(record.key)
-                rows.append(encode(record, key))
+                rows += encode(record, key)
             except RecordError as error:
                 applied.rejected.append(Rejected(record, error.reason, error.message))
                 continue
