@@ -63,8 +63,8 @@ class Kafka(Server):
         (self.data / "server.properties").write_text(text)
         if not (self.data / "log" / "meta.properties").exists():
             cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            config = str(self.data / "server.properties")
-            self.run([*self._java(), "kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", config])
+            options = [f"--cluster-id={cluster}", f"--config={self.data / 'server.properties'}"]
+            self.run([*self._java(), "kafka.tools.StorageTool", "format", *options])
 
     def command(self) -> list[str]:
         """The JVM."""
@@ -92,6 +92,8 @@ class Kafka(Server):
         super().stop()
         archive = self.program.archive
         if self._draft is not None and archive is not None and self._draft.exists():
+            for outdated in archive.parent.glob("classes-*.jsa"):  # of a Java that was upgraded since
+                outdated.unlink(missing_ok=True)
             self._draft.replace(archive)
         self._draft = None
 

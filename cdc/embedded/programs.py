@@ -192,7 +192,9 @@ def _java_candidates() -> Iterator[Path]:
 def _describe_java(path: Path, origin: str) -> Program | None:
     if not path.exists():
         return None
-    version = _number(_output(path, "-version"))
+    version = _number(
+        _output(path, "-version").partition(' version "')[2]
+    )  # a line about JAVA_TOOL_OPTIONS may precede
     return Program(path, version, origin) if _parts(version) >= (JAVA_MAJOR,) else None
 
 

@@ -76,9 +76,11 @@ setup_postgres() {
 }
 
 java_is_new() {
-    local java
+    local java version
     for java in "${JAVA_HOME:-/nowhere}/bin/java" "$(command -v java || true)" /usr/lib/jvm/*/bin/java; do
-        [ -x "$java" ] && [ "$("$java" -version 2>&1 | sed -n '1s/.*"\([0-9]*\).*/\1/p')" -ge 17 ] && return 0
+        [ -x "$java" ] || continue
+        version=$("$java" -version 2>&1 | sed -n 's/^[^"]* version "\([0-9]*\).*/\1/p')
+        [ "${version:-0}" -lt 17 ] || return 0
     done
     return 1
 }
