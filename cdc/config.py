@@ -174,6 +174,10 @@ class Faiss(Section):
     snapshot_seconds: float = Field(60.0, gt=0)
     snapshot_records: int = Field(50_000, ge=1)
     keep_snapshots: int = Field(3, ge=1)
+    tombstone_seconds: float = Field(3600.0, ge=0)  # far beyond any redelivery within a run; a replay needs none
+    tombstone_limit: int = Field(1_000_000, ge=0)  # about 250 MB; beyond it the oldest go, once a snapshot has them
+    retrain_growth: float = Field(2.0, gt=1)  # IVF: trained again at that many times the vectors it was trained on
+    retrain_imbalance: float = Field(1.5, gt=1)  # IVF: or when a search does that much more work than after training
     threads: int = Field(2, ge=1)
 
 

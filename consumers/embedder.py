@@ -88,7 +88,8 @@ class HashingEmbedder:
             words = self._words.table()
         sums = np.zeros(len(texts) * self.dimension)
         if len(numbers):
-            sums += self._of_words(words, owners, numbers, len(sums)) + self._of_pairs(words, owners, numbers, len(sums))
+            sums += self._of_words(words, owners, numbers, len(sums))
+            sums += self._of_pairs(words, owners, numbers, len(sums))
         vectors = sums.reshape(len(texts), self.dimension)
         lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         return (vectors / np.where(lengths == 0, 1, lengths)[:, None]).astype(np.float32)
@@ -100,7 +101,7 @@ class HashingEmbedder:
         return number
 
     def _of_words(self, words: _Table, owners: Any, numbers: Any, size: int) -> Any:
-        """Each word of a text once, weighing 1 + ln(occurrences) (sub-linear: a repeated word is not the whole text)."""
+        """Each word once a text, weighing 1 + ln(occurrences): a word that is repeated is not the whole text."""
         pairs, counts = np.unique(owners * len(words.weights) + numbers, return_counts=True)
         owner, number = np.divmod(pairs, len(words.weights))
         lengths = words.bounds[number + 1] - words.bounds[number]
@@ -112,7 +113,8 @@ class HashingEmbedder:
     def _of_pairs(self, words: _Table, owners: Any, numbers: Any, size: int) -> Any:
         left = np.flatnonzero(owners[1:] == owners[:-1])
         first, second = numbers[left], numbers[left + 1]
-        mixed = words.hashes[words.bounds[first]] * np.uint64(0x9E3779B97F4A7C15) ^ words.hashes[words.bounds[second]] * np.uint64(0xC2B2AE3D27D4EB4F)
+        mixed = words.hashes[words.bounds[first]] * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= words.hashes[words.bounds[second]] * np.uint64(0xC2B2AE3D27D4EB4F)  # another factor: order counts
         mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)  # the finish of splitmix64
         weights = PAIR_WEIGHT * np.sqrt(words.weights[first] * words.weights[second])
         return self._scatter(owners[left], mixed ^ (mixed >> np.uint64(32)), weights, size)
@@ -175,7 +177,8 @@ class _Words:
 
     def table(self) -> _Table:
         """Of all words so far; words added later do not change it."""
-        table = _Table(*(column.extend(new) for column, new in zip(self._columns, self._new, strict=True)))
+        new: list[list[Any]] = list(self._new)
+        table = _Table(*(column.extend(added) for column, added in zip(self._columns, new, strict=True)))
         self._new = ([], [], [], [])
         return table
 
@@ -217,7 +220,7 @@ class SentenceEmbedder:
         digest = hashlib.sha256()
         for name, tensor in sorted(self._model.state_dict().items()):
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(tensor.detach().cpu().float().numpy()))
+            digest.update(tensor.detach().cpu().float().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def embed(self, texts: Sequence[str]) -> Vectors:

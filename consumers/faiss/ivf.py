@@ -1,0 +1,120 @@
+"""The partitioned index for more vectors than an exhaustive search can take: FAISS' IVFFlat with a hash table by id.
+
+Its partitions are learned from the vectors that were live then. Changes wear them out, so it says when it has
+`drifted`: far more vectors than it was trained for, or partitions far less even than they were.
+A search looks into `nprobe` partitions, and into more when those hold fewer than k vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import faiss as faiss_with_stubs
+import numpy as np
+
+from consumers.faiss.arrays import Ids, Mask, Vectors
+from consumers.faiss.index import Kind
+from consumers.faiss.metric import Metric, faiss_metric
+
+faiss: Any = faiss_with_stubs  # its type stubs lack the hash table and the search parameters
+LISTS_PER_ROOT = 4  # partitions = 4·√n, the rule of thumb of FAISS' guidelines for choosing an index
+LEAST_POINTS = 39  # training points a partition below which FAISS calls the clustering poor
+MOST_POINTS = 64  # more do not improve it noticeably, and training time grows with them
+
+
+class IvfIndex:
+    """Approximate search; see the module."""
+
+    kind: Kind = "ivf"
+    turn = 256  # about 90k puts a second: 3 ms
+    dead = 0  # removal is real
+
+    def __init__(self, native: Any, trained_on: int, evenness: float) -> None:
+        self._native = native
+        self.dimension: int = native.d
+        self.trained_on = trained_on
+        self.evenness = evenness  # imbalance factor right after training; 1 is even
+
+    @property
+    def size(self) -> int:
+        """Vectors it holds."""
+        return int(self._native.ntotal)
+
+    @property
+    def imbalance(self) -> float:
+        """FAISS' imbalance factor: how much more work a search has than with even partitions."""
+        return float(self._native.invlists.imbalance_factor())
+
+    def drifted(self, growth: float, imbalance: float) -> str | None:
+        """Why it ought to be trained again, None while it is fine. Both bounds are factors since training."""
+        if self.size > growth * self.trained_on:
+            return "growth"
+        return "imbalance" if self.imbalance > imbalance * self.evenness else None
+
+    def reserve(self, more: int) -> None:
+        """Its lists grow one by one; nothing to prepare."""
+
+    def put(self, ids: Ids, vectors: Vectors) -> None:
+        """FAISS has no upsert: what is there goes first."""
+        self._native.remove_ids(faiss.IDSelectorArray(ids))
+        self._native.add_with_ids(vectors, ids)
+
+    def remove(self, ids: Ids) -> None:
+        """See VectorIndex."""
+        self._native.remove_ids(faiss.IDSelectorArray(ids))
+
+    def get(self, ids: Ids) -> Vectors:
+        """See VectorIndex."""
+        if not len(ids):
+            return np.empty((0, self.dimension), dtype=np.float32)
+        found: Vectors = self._native.reconstruct_batch(ids)
+        return found
+
+    def same(self, ids: Ids, vectors: Vectors) -> Mask:
+        """See VectorIndex."""
+        equal: Mask = (self.get(ids) == vectors).all(axis=1)
+        return equal
+
+    def search(self, queries: Vectors, k: int, nprobe: int) -> tuple[Vectors, Ids]:
+        """Looks into twice as many partitions until every place is filled."""
+        while True:
+            scores, ids = self._native.search(queries, k, params=faiss.SearchParametersIVF(nprobe=nprobe))
+            if nprobe >= self._native.nlist or (ids >= 0).all():
+                return scores, ids
+            nprobe = min(2 * nprobe, self._native.nlist)
+
+    def dump(self) -> tuple[Ids, Vectors]:
+        """See VectorIndex."""
+        lists = self._native.invlists
+        sizes = [lists.list_size(number) for number in range(lists.nlist)]
+        ids = [
+            faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in enumerate(sizes) if size
+        ]  # fmt: skip
+        found = np.concatenate(ids) if ids else np.empty(0, dtype=np.int64)
+        return found, self.get(found)
+
+    def export(self) -> Any:
+        """A clone, hash table included."""
+        return faiss.clone_index(self._native)
+
+
+def train(ids: Ids, vectors: Vectors, metric: Metric) -> IvfIndex:
+    """Learns partitions from these vectors and holds them. Takes minutes for millions: call it in the background."""
+    number, dimension = vectors.shape
+    lists = max(1, min(int(LISTS_PER_ROOT * math.sqrt(number)), number // LEAST_POINTS))
+    quantizer = faiss.IndexFlat(dimension, faiss_metric(metric))
+    native = faiss.IndexIVFFlat(quantizer, dimension, lists, faiss_metric(metric))
+    native.cp.max_points_per_centroid = MOST_POINTS
+    native.cp.min_points_per_centroid = 1  # FAISS else writes a warning to stderr for tiny indexes
+    native.train(vectors)
+    native.set_direct_map_type(faiss.DirectMap.Hashtable)
+    native.add_with_ids(vectors, ids)
+    return IvfIndex(native, number, float(native.invlists.imbalance_factor()))
+
+
+def ivf_from(native: Any, trained_on: int, evenness: float) -> IvfIndex:
+    """The inverse of `export`. Raises ValueError for another kind of index."""
+    if not isinstance(native, faiss.IndexIVFFlat) or native.direct_map.type != faiss.DirectMap.Hashtable:
+        raise ValueError(f"a {type(native).__name__} is not an IndexIVFFlat with a hash table")
+    return IvfIndex(native, trained_on, evenness)

@@ -1,0 +1,179 @@
+"""One snapshot: a folder `snapshot-<n>` with `manifest.json`, `ledger.msgpack` and `index.faiss`.
+
+The manifest names what the vectors are (table, source, pin, metric, dimension), the offsets and the position they stand
+at, and a seal (SHA-256 and size) of each file; it is sealed itself. Nothing is parsed before its seal is checked, and
+nothing in it can run code: JSON, MessagePack and FAISS' own format. Written under another name and renamed when all of
+it is on the disk, so a crash leaves the snapshot before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import faiss
+import msgspec
+
+from cdc.errors import DecodeError
+from consumers.faiss.content import Content
+from consumers.faiss.durable import Seal, seal_of, sync_folder, write_bytes, write_index
+from consumers.faiss.flat import FlatIndex, flat_from
+from consumers.faiss.index import Kind, VectorIndex
+from consumers.faiss.ivf import IvfIndex, ivf_from
+from consumers.faiss.ledger import Image, State, from_image
+from consumers.faiss.metric import Metric
+
+FORMAT = 1
+MANIFEST, LEDGER, INDEX = "manifest.json", "ledger.msgpack", "index.faiss"
+PREFIX = "snapshot-"
+TEMPORARY = ".writing-"
+REMEDY = "it is set aside and the one before is used; if there is none, everything is replayed"
+
+
+class Kindred(msgspec.Struct, frozen=True):
+    """What two snapshots must share so that one can stand for the other."""
+
+    table: str
+    source: str
+    pin: str
+    metric: Metric
+    dimension: int | None
+
+    def differs(self, other: Kindred) -> str | None:
+        """The first field that differs, as a sentence's end; a dimension that is not known yet fits any."""
+        for field in self.__struct_fields__:
+            ours, theirs = getattr(self, field), getattr(other, field)
+            if ours != theirs and not (field == "dimension" and None in (ours, theirs)):
+                return f"{field} is {theirs!r} there and {ours!r} in the config"
+        return None
+
+
+class Manifest(msgspec.Struct, forbid_unknown_fields=True):
+    """See the module. `created` in Unix seconds."""
+
+    format: int
+    created: float
+    kindred: Kindred
+    kind: Kind | None
+    trained_on: int
+    evenness: float
+    vectors: int
+    rows: int
+    watermark: str
+    offsets: list[tuple[str, int, int]]  # topic, partition, next offset
+    passed: list[tuple[str, int, int]]
+    files: dict[str, Seal]
+
+
+class _Sealed(msgspec.Struct, forbid_unknown_fields=True):
+    sha256: str
+    manifest: msgspec.Raw
+
+
+class Taken(NamedTuple):
+    """A moment of the content, independent of it: what a snapshot is written from."""
+
+    manifest: Manifest
+    image: Image
+    index: Any
+
+
+def take(content: Content, kindred: Kindred) -> Taken:
+    """Copies; the thread that changes the content calls it, between batches, while searches go on."""
+    index = content.index
+    manifest = Manifest(
+        FORMAT,
+        time.time(),
+        msgspec.structs.replace(kindred, dimension=index.dimension if index is not None else kindred.dimension),
+        index.kind if index is not None else None,
+        index.trained_on if isinstance(index, IvfIndex) else 0,
+        index.evenness if isinstance(index, IvfIndex) else 0,
+        index.size if index is not None else 0,
+        len(content.ledger),
+        content.watermark.decode(),
+        [(topic, partition, offset) for (topic, partition), offset in content.offsets.items()],
+        [(topic, partition, offset) for (topic, partition), offset in content.passed.items()],
+        {},
+    )
+    return Taken(manifest, content.ledger.image(), index.export() if index is not None else None)
+
+
+def write(folder: Path, taken: Taken) -> None:
+    """Makes the snapshot durable under `folder`, which must not exist. Raises OSError, and leaves nothing then."""
+    temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        manifest = taken.manifest
+        manifest.files[LEDGER] = write_bytes(temporary / LEDGER, msgspec.msgpack.encode(taken.image))
+        if taken.index is not None:
+            manifest.files[INDEX] = write_index(temporary / INDEX, taken.index)
+        write_bytes(temporary / MANIFEST, sealed(msgspec.json.encode(manifest)))
+        sync_folder(temporary)
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def sealed(manifest: bytes) -> bytes:
+    """The manifest's file, for which there is exactly one form."""
+    return msgspec.json.format(
+        msgspec.json.encode(_Sealed(hashlib.sha256(manifest).hexdigest(), msgspec.Raw(manifest))), indent=1
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Checks the manifest and the seal of every file. Raises DecodeError naming what is damaged."""
+    try:
+        data = (folder / MANIFEST).read_bytes()
+        compact = msgspec.json.format(data, indent=-1)
+        outer = msgspec.json.decode(compact, type=_Sealed)
+        if hashlib.sha256(outer.manifest).hexdigest() != outer.sha256 or sealed(bytes(outer.manifest)) != data:
+            raise DecodeError(f"{folder / MANIFEST} does not match its own seal", hint=REMEDY)
+        manifest = msgspec.json.decode(outer.manifest, type=Manifest)
+        for name, (checksum, size) in manifest.files.items():
+            path = folder / name
+            if path.stat().st_size != size or seal_of(path) != (checksum, size):
+                raise DecodeError(f"{path} does not match the manifest", hint=REMEDY)
+    except (OSError, msgspec.DecodeError, ValueError) as error:
+        raise DecodeError(f"{folder} is damaged: {error}", hint=REMEDY) from error
+    if manifest.format != FORMAT:
+        raise DecodeError(f"{folder} has format {manifest.format}, this version reads {FORMAT}", hint=REMEDY)
+    return manifest
+
+
+def load(folder: Path, manifest: Manifest, content: Content) -> None:
+    """Fills an empty content from files whose seals were checked. Raises DecodeError when they do not fit together."""
+    try:
+        image = msgspec.msgpack.decode((folder / LEDGER).read_bytes(), type=Image)
+        ledger = from_image(image)
+        index = _index(folder, manifest)
+        if (index.size if index is not None else 0) != ledger.counts()[State.LIVE]:
+            raise ValueError("the index and the ledger count differently")
+    except (OSError, RuntimeError, ValueError, IndexError, KeyError, msgspec.DecodeError) as error:
+        raise DecodeError(f"{folder} cannot be loaded: {error}", hint=REMEDY) from error
+    content.ledger, content.index = ledger, index
+    content.offsets = {(topic, partition): offset for topic, partition, offset in manifest.offsets}
+    content.passed = {(topic, partition): offset for topic, partition, offset in manifest.passed}
+    content.watermark = manifest.watermark.encode()
+    if content.source.dimension is None:
+        content.source.dimension = manifest.kindred.dimension
+
+
+def _index(folder: Path, manifest: Manifest) -> VectorIndex | None:
+    if manifest.kind is None:
+        return None
+    native: Any = faiss.read_index(str(folder / INDEX))
+    index: FlatIndex | IvfIndex
+    if manifest.kind == "flat":
+        index = flat_from(native, manifest.kindred.metric)
+    else:
+        index = ivf_from(native, manifest.trained_on, manifest.evenness)
+    if index.size != manifest.vectors or index.dimension != manifest.kindred.dimension:
+        raise ValueError("the index is not the one of the manifest")
+    return index
