@@ -48,7 +48,7 @@ def decode_parts(key: bytes) -> dict[str, tuple[str, bool]]:
     try:
         parts = _PARTS.decode(key)
         return {column: _part(bytes(raw)) for column, raw in parts.items()}
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DecodeError(f"not a record key: {error}", hint="was this topic written by another program?") from error
 
 
@@ -100,16 +100,12 @@ class Template:
             raise DecodeError(f"the key {key!r} is not of the template {self.text!r}")
         return {column: decode_value(text) for column, text in zip(self.columns, found.groups(), strict=True)}
 
-    def patterns(self) -> list[str]:
+    def patterns(self, *, indexed: bool) -> list[str]:
         """Record and index keys with values blanked, to compare with other tables'."""
-        return [_FIELD.join(self.literals), self.index_prefix + _FIELD]
-
-    def collides(self, other: Template) -> bool:
-        """True when some key could belong to both."""
-        return any(_unify(a, b) for a in self.patterns() for b in other.patterns())
+        return [_FIELD.join(self.literals), *([self.index_prefix + _FIELD] if indexed else [])]
 
 
-def _unify(left: str, right: str) -> bool:
+def unify(left: str, right: str) -> bool:
     """Whether two patterns can yield one key; values hold no ':', so segment by segment. Errs on the safe side."""
     ours, theirs = left.split(":"), right.split(":")
     return len(ours) == len(theirs) and all(map(_segments_unify, ours, theirs))

@@ -13,10 +13,10 @@ import msgspec
 
 from cdc.config import Config
 from cdc.errors import DecodeError
-from consumers.redis.keys import INDEX, Template, decode_parts, parse_template
+from consumers.redis.keys import INDEX, Template, decode_parts, parse_template, unify
 
-# Bytes of a JSON string that stand for themselves in a Redis key: no quote, backslash, control, %, :, { or }
-_PLAIN = rb"((?!%b\")[^\x00-\x20\x7f\"\\%%:{}]*)" % INDEX.encode()
+# Bytes of a JSON string that stand for themselves in a Redis key: ASCII without quote, backslash, %, :, { or }
+_PLAIN = rb"((?!%b\")[^\x00-\x20\x7f-\xff\"\\%%:{}]*)" % INDEX.encode()
 _NUMBER = rb"(-?[0-9][0-9.eE+-]*)"
 
 
@@ -34,6 +34,11 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
     def names(self) -> Template:
         """The template again."""
         return Template(self.template, self.literals, self.columns)
+
+    def collides(self, other: Layout) -> bool:
+        """True when some key, of a record or an index, could belong to both tables."""
+        ours, theirs = (each.names.patterns(indexed=each.indexed is not None) for each in (self, other))
+        return any(unify(a, b) for a in ours for b in theirs)
 
     @cached_property
     def _usual(self) -> re.Pattern[bytes]:

@@ -111,12 +111,12 @@ class RowEncoder:
 
         Raises RecordError for what cannot be stored, ConfigError for settings that do not fit the table."""
         value = record.value
-        position, vector = record.position.decode(), record.vector.decode()
-        if value is None:
-            return [position, vector, DELETE]
         try:
+            position, vector = record.position.decode(), record.vector.decode()
+            if value is None:
+                return [position, vector, DELETE]
             change = _CHANGE.decode(value)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RecordError("decode", f"a record of {self._name} is not a change event: {error}") from error
         if change.op == "t":
             raise RecordError("marker", f"a marker of {self._name} came among its rows")

@@ -162,7 +162,7 @@ class RedisStore(Reading, Swapping):
         if held is not None and held.indexed == layout.indexed:
             return held
         for other, theirs in known.items():
-            if other != name and layout.names.collides(theirs.names):
+            if other != name and layout.collides(theirs):
                 raise StoreError(
                     f"{name} and {other} would share Redis keys ({layout.template!r}, {theirs.template!r})",
                     hint=f'set tables."{name}".redis_key to a template with a prefix of its own',

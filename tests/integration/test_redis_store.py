@@ -333,7 +333,7 @@ async def test_ttl_expires_and_the_count_knows(url: str, redis: Redis) -> None:
 
 
 async def test_truncate_touches_this_table_only(store: RedisStore, redis: Redis) -> None:
-    memories = [change(f"m{i}", i + 1, memory(f"m{i}")) for i in range(1500)]
+    memories = [change(f"m{i}", i + 1, memory(f"m{i}", created_at=None), ts_us=i) for i in range(1500)]
     await store.apply(batch(*memories))
     await store.apply(batch(change("x", 1, {"id": "x"}), table="memory:by"))  # keys memory:by:…
     await redis.hset("memory:foreign:key", mapping={"_pos": at(1).decode()})
