@@ -66,6 +66,9 @@ def work(
             newest = max(newest, records[-1].position)
         if foreign:
             steps.append(Foreign(partition.topic, foreign))
+            if not records:  # the store notes the offset, so that the letters are not written again
+                reached = {(partition.topic, partition.partition): ends[partition]}
+                steps.append(Batch(*topics.split(partition.topic), partition.topic, [], reached))
     for topic, of_topic in parts.items():
         steps += batches(*topics.split(topic), topic, of_topic, limit)
     return Work(steps, newest)

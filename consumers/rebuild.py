@@ -42,7 +42,7 @@ LOG = log.get(__name__)
 
 SMALL_REST = 1000  # records: replayed in a few ms, so the swap comes close behind
 SHOWN = 1000  # differences kept in a report
-LATE_SECONDS = 5.0  # a live consumer gets that long to catch up before a difference counts
+LATE_SECONDS = 3.0  # a live consumer gets that long to catch up before a difference counts
 LOOK_SECONDS = 0.25  # between two looks
 
 Phase = Literal["replay", "catch up", "verify", "swap"]
