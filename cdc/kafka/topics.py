@@ -45,7 +45,8 @@ async def ensure_topics(
         _refuse(await _differences(admin, kafka, plans, existing))
         missing = [p for p in plans if p.name not in existing]
         _refuse(await _create(admin, kafka, missing))
-        await _propagated(admin, kafka, missing)
+        made = await _propagated(admin, kafka, missing)
+        _refuse(await _differences(admin, kafka, missing, made))  # another program may have been faster
     return {p.name: p.partitions for p in plans if p.table}
 
 
@@ -155,7 +156,7 @@ async def _create(admin: Any, kafka: Kafka, missing: Sequence[Plan], *, validate
     findings = []
     for name, error_code, message in (e[:3] for e in response.topic_errors):
         error = kafka_errors.for_code(error_code)
-        if error not in (kafka_errors.NoError, kafka_errors.TopicAlreadyExistsError):  # someone was faster: fine
+        if error not in (kafka_errors.NoError, kafka_errors.TopicAlreadyExistsError):
             findings.append(_refused(name, error, message or error.__name__, kafka))
     return findings
 
@@ -177,13 +178,13 @@ def _refused(name: str, error: type[Exception], message: str, kafka: Kafka) -> F
     return Finding(name, f"topic {name} cannot be created: {message.rstrip('.')}", remedy)
 
 
-async def _propagated(admin: Any, kafka: Kafka, created: Sequence[Plan]) -> None:
-    """Returns once the broker knows a leader for every partition of the new topics."""
+async def _propagated(admin: Any, kafka: Kafka, created: Sequence[Plan]) -> dict[str, list[Any]]:
+    """The new topics' partitions, once the broker knows a leader for every one."""
     async with failure.bounded(kafka, "waiting for new topics to get their leaders"):
         while True:
-            known = {t["topic"]: t["partitions"] for t in await admin.describe_topics()} if created else {}
+            known = await _existing(admin, kafka, created)
             if all(p.name in known and all(x["leader"] >= 0 for x in known[p.name]) for p in created):
-                return
+                return known
             await asyncio.sleep(PROPAGATION_SECONDS)
 
 
