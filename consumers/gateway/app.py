@@ -94,7 +94,7 @@ def create_app(parts: Parts) -> FastAPI:
 
 
 async def _malformed(_request: Request, error: Exception) -> JSONResponse:
-    """422 with each field and its rule, without the input: it may hold NaN, which JSON cannot, and need not come back."""
+    """422 with each field and its rule, without the input: it may hold NaN, which JSON cannot."""
     found = error.errors() if isinstance(error, RequestValidationError) else []
     return JSONResponse({"detail": [{"loc": e["loc"], "msg": e["msg"], "type": e["type"]} for e in found]}, 422)
 
