@@ -32,7 +32,7 @@ CHUNK_TEXTS = 256  # keeps the intermediate arrays in the processor's cache
 # A word tells the more the rarer it is, and short words are common in every language written in letters.
 SHORT_WORDS = {1: 0.2, 2: 0.3, 3: 0.6}
 PAIR_WEIGHT = 0.6  # a pair is worth less than its words: word order varies between paraphrases
-GRAM_WEIGHT = 0.5  # split over a word's character groups: inflected forms meet, other words hardly do
+GRAM_WEIGHT = 1.0  # all groups of a word together weigh what the word does: inflected forms meet
 
 
 class Embedder(Protocol):
