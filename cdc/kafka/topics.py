@@ -44,9 +44,10 @@ async def ensure_topics(
         existing = await _existing(admin, kafka, plans)
         _refuse(await _differences(admin, kafka, plans, existing))
         missing = [p for p in plans if p.name not in existing]
-        _refuse(await _create(admin, kafka, missing))
-        made = await _propagated(admin, kafka, missing)
-        _refuse(await _differences(admin, kafka, missing, made))  # another program may have been faster
+        refused, overtaken = await _create(admin, kafka, missing)
+        _refuse(refused)
+        known = await _propagated(admin, kafka, missing)
+        _refuse(await _differences(admin, kafka, overtaken, known))
     return {p.name: p.partitions for p in plans if p.table}
 
 
@@ -59,7 +60,8 @@ async def check_topics(
         existing = await _existing(admin, kafka, plans)
         findings = await _differences(admin, kafka, plans, existing)
         missing = [p for p in plans if p.name not in existing]
-        return findings + await _create(admin, kafka, missing, validate_only=True)
+        refused, _overtaken = await _create(admin, kafka, missing, validate_only=True)
+        return findings + refused
 
 
 @asynccontextmanager
@@ -140,25 +142,29 @@ def _listed(value: str | int) -> str:
     return f"[{value}]" if "," in str(value) else str(value)
 
 
-async def _create(admin: Any, kafka: Kafka, missing: Sequence[Plan], *, validate_only: bool = False) -> list[Finding]:
-    """Creates them, or only asks the broker whether it would; what it refuses."""
+async def _create(
+    admin: Any, kafka: Kafka, missing: Sequence[Plan], *, validate_only: bool = False
+) -> tuple[list[Finding], list[Plan]]:
+    """Creates them, or only asks the broker whether it would; what it refuses, and what someone else made meanwhile."""
     if not missing:
-        return []
+        return [], []
     if kafka.min_insync_replicas > kafka.replication_factor:
         problem = (
             f"[kafka] min_insync_replicas = {kafka.min_insync_replicas} is more than "
             f"replication_factor = {kafka.replication_factor}, so nothing could ever be written"
         )
-        return [Finding(missing[0].name, problem, "lower min_insync_replicas or raise replication_factor")]
+        return [Finding(missing[0].name, problem, "lower min_insync_replicas or raise replication_factor")], []
     topics = [_new_topic(p, kafka.replication_factor) for p in missing]
     async with failure.bounded(kafka, "creating topics"):
         response = await admin.create_topics(topics, validate_only=validate_only)
-    findings = []
-    for name, error_code, message in (e[:3] for e in response.topic_errors):
+    findings, overtaken = [], []
+    for name, error_code, message in (entry[:3] for entry in response.topic_errors):
         error = kafka_errors.for_code(error_code)
-        if error not in (kafka_errors.NoError, kafka_errors.TopicAlreadyExistsError):
+        if error is kafka_errors.TopicAlreadyExistsError:
+            overtaken += [p for p in missing if p.name == name]
+        elif error is not kafka_errors.NoError:
             findings.append(_refused(name, error, message or error.__name__, kafka))
-    return findings
+    return findings, overtaken
 
 
 def _new_topic(wanted: Plan, replication_factor: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from typing import Any
@@ -87,7 +88,8 @@ async def test_wrong_settings_are_refused_and_left_alone(
     topic = config.table_topic("public", "memories")
     wrong = {"cleanup.policy": "delete", "retention.ms": "3600000", "max.message.bytes": "100000"}
     await admin.create_topics([NewTopic(topic, config.partitions, 1, topic_configs=wrong)])
-    before = await settings_of(admin, topic)
+    while not (before := await settings_of(admin, topic)):  # the broker learns of it a little later
+        pass
     with pytest.raises(TopicError, match=r"cleanup\.policy=delete, it needs compact") as refused:
         await ensure_topics(config, TABLES)
     assert "--alter --add-config cleanup.policy=compact" in refused.value.hint
@@ -97,6 +99,15 @@ async def test_wrong_settings_are_refused_and_left_alone(
     for name in ("cleanup.policy", "retention.ms", "delete.retention.ms", "max.message.bytes"):
         assert name in problems
     assert "retention.bytes" not in problems
+
+
+async def test_two_starts_at_once_agree_or_one_is_refused(bootstrap: str, prefix: str) -> None:
+    equal = await asyncio.gather(*(ensure_topics(kafka(bootstrap, prefix), TABLES) for _ in range(3)))
+    assert equal == [equal[0]] * 3
+    different = [kafka(bootstrap, f"{prefix}-b", partitions=count) for count in (2, 3)]
+    answers = await asyncio.gather(*(ensure_topics(each, TABLES) for each in different), return_exceptions=True)
+    assert sum(isinstance(answer, TopicError) for answer in answers) >= 1, answers
+    assert all(isinstance(answer, dict | TopicError) for answer in answers), answers
 
 
 async def test_more_than_needed_is_fine(bootstrap: str, prefix: str) -> None:
