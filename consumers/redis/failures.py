@@ -46,5 +46,7 @@ def translate(error: Exception, where: str) -> CdcError:
         kind, hint = _REPLIES[code]
         return kind(f"Redis at {where}: {text}", hint=hint)
     if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError)):
-        return ConnectError(f"Redis at {where} cannot be reached: {text}", hint="start it, or correct [redis] url")
+        return ConnectError(
+            f"Redis at {where} cannot be reached: {text or 'no reply in time'}", hint="start it, or correct [redis] url"
+        )
     return StoreError(f"Redis at {where} refused: {text}", hint="see the server's log; the batch was not taken over")

@@ -7,7 +7,7 @@ read as a vector: a text column may hold "f32:" by chance.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -21,7 +21,6 @@ from consumers.store import Record
 RESERVED = frozenset(("_pos", "_ver", "_ts", "_key"))
 DELETE = 0  # in place of a shape's number
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _OPEN_ENDS = {"infinity": "+inf", "-infinity": "-inf"}
 
 Value = str | msgspec.Raw | None
@@ -168,17 +167,24 @@ class RowEncoder:
 
 
 def _microseconds(text: str) -> Value:
-    """A timestamp's wire form, or a number of microseconds. Years beyond Python's lie at the ends."""
+    """A timestamp's wire form, or a number of microseconds; raises ValueError. Without a zone it is UTC."""
+    if text[4:5] != "-" or text.endswith("BC"):
+        return _unusual(text)
+    moment = datetime.fromisoformat(text)
+    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
+    return str((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
+
+
+def _unusual(text: str) -> Value:
+    """What lies beyond Python's years stands at the ends: such timestamps are sentinels, not recent memories."""
     if text in _OPEN_ENDS:
         return _OPEN_ENDS[text]
-    if text.lstrip("-").isdigit():
-        return text
     if text.endswith("BC"):
         return "-inf"
-    if text.split("-", 1)[0].lstrip("+").isdigit() and len(text.split("-", 1)[0]) > 4:
+    year, dash, _ = text.partition("-")
+    if dash and year.isdigit():
         return "+inf"
-    moment = datetime.fromisoformat(text)
-    return str(((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND)
+    return str(int(text))
 
 
 def _boolean(value: bool) -> str:

@@ -63,8 +63,8 @@ async def read_sentinel(link: Link, namespace: str) -> Sentinel | None:
     )
 
 
-def compare(held: Sentinel | None, instance: str, reached: dict[Partition, int], where: str) -> None:
-    """Raises StoreLost unless the store still is the one we know, and holds all we wrote."""
+def compare(held: Sentinel | None, instance: str, reached: dict[Partition, int], where: str) -> Sentinel:
+    """`held`; raises StoreLost unless the store still is the one we know, and holds all we wrote."""
     hint = "it is refilled by replaying the topics"
     if held is None:
         raise StoreLost(f"Redis at {where} has lost its sentinel: the database was flushed or replaced", hint=hint)
@@ -76,6 +76,7 @@ def compare(held: Sentinel | None, instance: str, reached: dict[Partition, int],
                 f"Redis at {where} went back on {partition[0]}[{partition[1]}], as after a failover to an older copy",
                 hint=hint,
             )
+    return held
 
 
 def _parse(pairs: Iterable[tuple[bytes, bytes]], where: str) -> Sentinel:

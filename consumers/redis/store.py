@@ -93,8 +93,9 @@ class RedisStore(Reading, Swapping):
             if running is not None:
                 _add(applied, await running)
         finally:
-            if running is not None and not running.done():
+            if running is not None:  # after an error of ours: no call goes on behind the caller's back
                 running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
         return applied
 
     async def truncate(self, batch: Batch, below: bytes) -> int:
@@ -130,8 +131,11 @@ class RedisStore(Reading, Swapping):
         return self._sentinel
 
     async def _mark(self, field: str, value: str | bytes) -> Sentinel:
-        await self.link.run("mark", [self._state], [self._opened.instance, field, value])
-        return await read_sentinel(self.link, self.config.redis.namespace) or self._opened
+        """Sets a field and returns the sentinel, which may have been swapped in between."""
+        instance = self._opened.instance
+        await self.link.run("mark", [self._state], [instance, field, value])
+        held = await read_sentinel(self.link, self.config.redis.namespace)
+        return compare(held, instance, {}, self.link.where)
 
     async def _table(self, batch: Batch, applied: Applied) -> _Table | None:
         """None for a batch without a usable key: then there is nothing to write but offsets."""

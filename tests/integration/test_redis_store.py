@@ -170,11 +170,12 @@ async def test_values_are_exact(store: RedisStore, redis: Redis) -> None:
     await store.apply(batch(change("a", 1, row)))
     held = await redis.hgetall("memory:a")
     assert {name: held.get(name) for name in expected} == expected
-    flat = row.replace(b'"array":[1.50,null,"x"],', b"").replace(b'"minus":-0,', b"")  # the quick way
-    del expected["array"], expected["minus"]
-    await store.apply(batch(change("a", 2, flat)))
-    held = await redis.hgetall("memory:a")
-    assert {name: held.get(name) for name in expected} == expected
+    for lsn, left_out in ((2, b'"array":[1.50,null,"x"],'), (3, b'"minus":-0,')):  # the last goes the quick way
+        row = row.replace(left_out, b"")
+        del expected[left_out.split(b'"')[1].decode()]
+        await store.apply(batch(change("a", lsn, row)))
+        held = await redis.hgetall("memory:a")
+        assert {name: held.get(name) for name in expected} == expected
 
 
 async def test_only_the_vector_column_is_a_vector(url: str, redis: Redis, store: RedisStore) -> None:
