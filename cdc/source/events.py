@@ -1,7 +1,8 @@
 """What both decoders yield: the stream's messages as plain records, whatever plugin they came from.
 
-A row is a list of JSON fragments (bytes, or any buffer), one for each column of its table, in the table's column order, ready to
-be joined into the envelope; NULL is `b"null"`. Two fragments are no JSON but stand for what the plugin did not send.
+A row is a list of JSON fragments (bytes, or any buffer), one for each column of its table, in the table's column
+order, ready to be joined into the envelope; NULL is `b"null"`. Two fragments are no JSON but stand for what the
+plugin did not send.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Mark:
 UNCHANGED: Final = Mark("UNCHANGED")  # a TOAST column the update did not touch
 UNKNOWN: Final = Mark("UNKNOWN")  # wal2json's null for a float or numeric: NULL, NaN or ±Infinity
 NULL: Final = b"null"
+
+MESSAGE_PREFIX: Final = "memory-cdc"  # of our pg_logical_emit_message calls; others are passed over
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,8 @@ class Row(NamedTuple):
 
 
 class Truncate(NamedTuple):
-    """Tables emptied by one TRUNCATE."""
+    """Tables emptied by TRUNCATE. One that names several is one event under pgoutput and one a table under wal2json,
+    so each table counts an ordinal of its own."""
 
     tables: list[Table]
 

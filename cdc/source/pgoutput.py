@@ -1,0 +1,246 @@
+"""pgoutput, protocol version 1 with text values: one message a payload → one event.
+
+Message formats: PostgreSQL manual, "Logical Replication Message Formats". Relation messages carry the columns as they
+were when the rows were written and come again after each DDL; the catalog adds the rest. With
+publish_via_partition_root the server names the root, without it the partition, whose rows go under the root's name
+all the same.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from cdc.errors import DecodeError, PreconditionError
+from cdc.source.catalog import Catalog
+from cdc.source.events import (
+    MESSAGE_PREFIX,
+    NULL,
+    UNCHANGED,
+    Begin,
+    Commit,
+    Event,
+    Fragment,
+    Message,
+    Row,
+    Table,
+    Truncate,
+)
+from cdc.source.layout import Seen
+from cdc.source.relations import Relation
+from cdc.source.truncation import folded
+
+_BEGIN: Final = struct.Struct("!QqI")  # commit LSN, commit time, xid
+_COMMIT: Final = struct.Struct("!xQQq")  # flags, commit LSN, end LSN, commit time
+_MESSAGE: Final = struct.Struct("!BQ")  # flags (1: transactional), LSN
+_TRUNCATE: Final = struct.Struct("!IB")  # relations, options
+_COLUMN: Final = struct.Struct("!Ii")  # type oid, type modifier
+_INT16: Final = struct.Struct("!H").unpack_from
+_INT32: Final = struct.Struct("!I").unpack_from
+_PG_EPOCH_US: Final = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970-01-01
+_NULL, _TOAST, _TEXT, _OLD, _KEY, _NEW = b"nutOKN"
+_HINT: Final = "is the slot's plugin pgoutput with proto_version 1?"
+
+
+class _Shape(NamedTuple):
+    """A Relation message made ready: for each column its place in the table (-1: does not travel) and its codec."""
+
+    table: Table
+    columns: tuple[tuple[int, Callable[[bytes], bytes]], ...]
+
+
+class PgoutputDecoder:
+    """The Decoder of a slot with pgoutput. Asks the catalog about each Relation message."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._shapes: dict[int, _Shape | None] = {}  # by relation oid; None: not selected
+        self._readers: dict[int, Callable[[bytes], Event | None]] = {
+            ord("B"): self._begin,
+            ord("C"): self._commit,
+            ord("R"): self._relation,
+            ord("I"): self._insert,
+            ord("U"): self._update,
+            ord("D"): self._delete,
+            ord("T"): self._truncate,
+            ord("M"): self._message,
+            ord("Y"): _nothing,  # Type
+            ord("O"): _nothing,  # Origin
+        }
+
+    def options(self) -> dict[str, str]:
+        """Protocol 1: whole transactions after their commit; messages need PostgreSQL 14."""
+        publication = self._catalog.config.postgres.publication
+        return {"proto_version": "1", "publication_names": f'"{publication}"', "messages": "true"}
+
+    def decode(self, payload: bytes) -> Event | None:
+        """One payload; see `Decoder`. Raises DecodeError, and PreconditionError for what no event can say."""
+        data = bytes(payload)
+        reader = self._readers.get(data[0] if data else -1)
+        if reader is None:
+            raise DecodeError("pgoutput: unknown message at byte 0", hint=_HINT)
+        try:
+            return reader(data)
+        except (struct.error, IndexError) as error:
+            raise DecodeError(f"pgoutput: message cut off at byte {len(data)}", hint=_HINT) from error
+
+    def _begin(self, data: bytes) -> Begin:
+        lsn, committed, xid = _BEGIN.unpack_from(data, 1)
+        return Begin(xid, lsn, committed + _PG_EPOCH_US)
+
+    def _commit(self, data: bytes) -> Commit:
+        lsn, end, _ = _COMMIT.unpack_from(data, 1)
+        return Commit(lsn, end)
+
+    def _relation(self, data: bytes) -> None:
+        oid = _INT32(data, 1)[0]
+        _, at = _cstring(data, 5)
+        _, at = _cstring(data, at)
+        count = _INT16(data, at + 1)[0]  # after one byte of replica identity
+        at += 3
+        seen = []
+        for _ in range(count):
+            name, at = _cstring(data, at + 1)  # after one byte of flags
+            type_oid, _ = _COLUMN.unpack_from(data, at)
+            seen.append((name, type_oid))
+            at += _COLUMN.size
+        _whole(data, at)
+        relation = self._catalog.refresh(oid)
+        selected = relation is not None and self._catalog.selects(relation)
+        self._shapes[oid] = self._shape(relation, tuple(seen)) if relation is not None and selected else None
+
+    def _shape(self, relation: Relation, seen: Seen) -> _Shape:
+        table = self._catalog.table_of(relation, seen)
+        places = {column.name: i for i, column in enumerate(table.columns)}
+        codecs = [places.get(name, -1) for name, _ in seen]
+        return _Shape(table, tuple((at, table.columns[at].codec) for at in codecs))
+
+    def _insert(self, data: bytes) -> Row | None:
+        shape = self._of(data, 1)
+        if shape is None:
+            return None
+        _expect(data, 5, _NEW)
+        new, at = _tuple(data, 6, shape)
+        _whole(data, at)
+        return Row("c", shape.table, new, None)
+
+    def _update(self, data: bytes) -> Row | None:
+        shape = self._of(data, 1)
+        if shape is None:
+            return None
+        at, old = 5, None
+        if data[at] in (_OLD, _KEY):
+            kind = data[at]
+            old, at = _tuple(data, at + 1, shape)
+            if kind == _KEY:
+                _forget(old, shape.table)
+        _expect(data, at, _NEW)
+        new, at = _tuple(data, at + 1, shape)
+        _whole(data, at)
+        if old is None:
+            return Row("u", shape.table, new, None)
+        for i, fragment in enumerate(new):
+            if fragment is UNCHANGED:
+                new[i] = old[i]
+        changed = any(new[i] != old[i] for i in shape.table.key)
+        return Row("u", shape.table, new, old if changed else None)
+
+    def _delete(self, data: bytes) -> Row | None:
+        shape = self._of(data, 1)
+        if shape is None:
+            return None
+        kind = data[5]
+        if kind not in (_OLD, _KEY):
+            raise DecodeError("pgoutput: no old row at byte 5", hint=_HINT)
+        old, at = _tuple(data, 6, shape)
+        _whole(data, at)
+        if kind == _KEY:
+            _forget(old, shape.table)
+        return Row("d", shape.table, None, old)
+
+    def _truncate(self, data: bytes) -> Truncate | None:
+        count, _ = _TRUNCATE.unpack_from(data, 1)
+        start = 1 + _TRUNCATE.size
+        _whole(data, start + 4 * count)
+        relations = [self._catalog.relation(_INT32(data, start + 4 * i)[0]) for i in range(count)]
+        selected = [relation for relation in relations if relation is not None and self._catalog.selects(relation)]
+        return Truncate([self._catalog.present(root) for root in folded(self._catalog, selected)]) if selected else None
+
+    def _message(self, data: bytes) -> Message | None:
+        flags, _ = _MESSAGE.unpack_from(data, 1)
+        prefix, at = _cstring(data, 1 + _MESSAGE.size)
+        length = _INT32(data, at)[0]
+        _whole(data, at + 4 + length)
+        if prefix != MESSAGE_PREFIX:
+            return None
+        return Message(prefix, data[at + 4 :], bool(flags & 1))
+
+    def _of(self, data: bytes, at: int) -> _Shape | None:
+        oid = _INT32(data, at)[0]
+        try:
+            return self._shapes[oid]
+        except KeyError as error:
+            raise DecodeError(f"pgoutput: a row of a relation not announced, at byte {at}", hint=_HINT) from error
+
+
+def _nothing(_: bytes) -> None:
+    """Type and Origin messages: the catalog knows the types, and origins are filtered by the publication's reader."""
+
+
+def _tuple(data: bytes, at: int, shape: _Shape) -> tuple[list[Fragment], int]:
+    """TupleData from `at` → (a fragment a column of the table, offset after it)."""
+    columns = shape.columns
+    if _INT16(data, at)[0] != len(columns):
+        raise DecodeError(f"pgoutput: the row at byte {at} does not have its relation's columns", hint=_HINT)
+    row: list[Fragment] = [UNCHANGED] * len(shape.table.columns)
+    at += 2
+    for place, codec in columns:
+        kind = data[at]
+        at += 1
+        if kind == _TEXT:
+            start = at + 4
+            at = start + _INT32(data, at)[0]
+            if at > len(data):
+                raise DecodeError(f"pgoutput: a value at byte {start} is cut off", hint=_HINT)
+            if place >= 0:
+                row[place] = codec(data[start:at])
+        elif kind == _NULL:
+            if place >= 0:
+                row[place] = NULL
+        elif kind != _TOAST:
+            raise DecodeError(f"pgoutput: unknown kind of value at byte {at - 1}", hint=_HINT)
+    return row, at
+
+
+def _forget(old: list[Fragment], table: Table) -> None:
+    """A key tuple has NULL for every column outside the replica identity: they are not known."""
+    key = table.key
+    if any(old[i] == NULL for i in key):
+        raise PreconditionError(
+            f"a row of {table.schema}.{table.name} lacks key columns: the replica identity does not cover the key",
+            hint=f"ALTER TABLE {table.schema}.{table.name} REPLICA IDENTITY FULL, then resync it (docs/operations.md)",
+        )
+    for i in range(len(old)):
+        if i not in key:
+            old[i] = UNCHANGED
+
+
+def _cstring(data: bytes, at: int) -> tuple[str, int]:
+    end = data.find(b"\0", at)
+    if end < 0:
+        raise DecodeError(f"pgoutput: a name at byte {at} has no end", hint=_HINT)
+    try:
+        return data[at:end].decode(), end + 1
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"pgoutput: a name at byte {at} is not UTF-8", hint=_HINT) from error
+
+
+def _expect(data: bytes, at: int, kind: int) -> None:
+    if data[at] != kind:
+        raise DecodeError(f"pgoutput: no new row at byte {at}", hint=_HINT)
+
+
+def _whole(data: bytes, at: int) -> None:
+    if at != len(data):
+        raise DecodeError(f"pgoutput: the message should end at byte {at} but has {len(data)}", hint=_HINT)
