@@ -65,7 +65,8 @@ def shared_folder(key: Path) -> Path:
     status = ours.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise PreconditionError(f"{ours} belongs to somebody else", hint=f"remove {ours}")
-    return ours / hashlib.sha256(str(key.resolve()).encode()).hexdigest()[:16]
+    place = key.parent.resolve() / key.name  # `key` itself may become a link to the folder
+    return ours / hashlib.sha256(str(place).encode()).hexdigest()[:16]
 
 
 def reachable_copy(account: Account, root: Path, parts: tuple[str, ...], version: str) -> Path:

@@ -128,6 +128,10 @@ class Kafka(Server):
             "inter.broker.listener.name": "BROKER",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": str(self.data / "log"),
+            # A killed broker is let in again when its lease ends. Nobody else could serve its partitions meanwhile, so
+            # that is a third of the default, with six chances to renew it.
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
             "auto.create.topics.enable": "false",
             "default.replication.factor": "1",
             "min.insync.replicas": "1",

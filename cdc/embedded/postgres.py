@@ -89,11 +89,6 @@ class Postgres(Server):
         except psycopg.OperationalError:
             return False
 
-    def erase(self) -> None:
-        """Removes the cluster, wherever it is. The server has to be stopped."""
-        if self.home.exists():
-            shutil.rmtree(self.home)
-
     def _initialize(self) -> None:
         """Into a draft folder, so that a half-made cluster is never taken for one."""
         draft, password = self.home / "draft", self.home / "password"
@@ -143,6 +138,13 @@ class Postgres(Server):
         wanted.symlink_to(home)
         report(f"PostgreSQL runs as {self.account.name}, who cannot reach {self.folder.path}: its data is in {home}")
         return home
+
+
+def erase(folder: Folder) -> None:
+    """Removes a cluster that `Postgres` had to put elsewhere; the server has to be stopped."""
+    link = folder.path / "postgres"
+    if link.is_symlink() and link.readlink() == accounts.shared_folder(link) and link.exists():
+        shutil.rmtree(link.readlink())
 
 
 def _quoted(value: str) -> str:

@@ -192,9 +192,8 @@ def _java_candidates() -> Iterator[Path]:
 def _describe_java(path: Path, origin: str) -> Program | None:
     if not path.exists():
         return None
-    version = _number(
-        _output(path, "-version").partition(' version "')[2]
-    )  # a line about JAVA_TOOL_OPTIONS may precede
+    _, _, quoted = _output(path, "-version").partition(' version "')  # a line on JAVA_TOOL_OPTIONS may precede it
+    version = _number(quoted)
     return Program(path, version, origin) if _parts(version) >= (JAVA_MAJOR,) else None
 
 

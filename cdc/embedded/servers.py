@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import signal
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from cdc.embedded import programs
+from cdc.embedded import postgres, programs
 from cdc.embedded.folder import Folder
 from cdc.embedded.identity import Identity
 from cdc.embedded.kafka import Kafka
@@ -103,13 +102,14 @@ class Servers:
         self.folder.unlock()
 
     def erase(self) -> None:
-        """Stops all and removes the data folder and everything in it."""
+        """Stops all and removes the data folder and everything in it, also what an earlier process left there."""
         self.stop()
-        postgres = self._servers.get("postgres")
-        if isinstance(postgres, Postgres):
-            postgres.erase()
-        with contextlib.suppress(FileNotFoundError):
+        if self.folder.path.exists():
+            self.folder.lock()
+            stop_running_servers(self.folder)
+            postgres.erase(self.folder)
             shutil.rmtree(self.folder.path)
+            self.folder.unlock()
 
     def _start_all(self) -> None:
         pool = ThreadPoolExecutor(len(self._servers))
@@ -165,9 +165,14 @@ def stop_running(data: Path) -> list[str]:
     owner = running["owner"]
     if owner is not None:
         end(owner, ((signal.SIGTERM, OWNER_SECONDS),))
+    stop_running_servers(folder)
+    return [name for name, identity in running.items() if identity is not None]
+
+
+def stop_running_servers(folder: Folder) -> None:
+    """Ends the servers whose owner is gone."""
     for name, kind in KINDS.items():
-        identity = running[name]
+        identity = Identity.read(folder.pid_file(name))
         if identity is not None:
             end(identity, kind.stop_signals)
         folder.pid_file(name).unlink(missing_ok=True)
-    return [name for name, identity in running.items() if identity is not None]
