@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError, for_code
 
 from cdc import log, metrics
 from cdc.config import Config
 from cdc.envelope import POSITION_HEADER, VERSION_HEADER, header
 from consumers.batches import Message
+from consumers.connection import disconnect
 from consumers.replay import Span, replay, span_ends
 from consumers.store import Rejected
 
@@ -32,6 +33,7 @@ PARTITION = "cdc.dlq.partition"
 OFFSET = "cdc.dlq.offset"
 TIME = "cdc.dlq.time"  # Unix milliseconds
 
+DELIVERY_SECONDS = 30  # the client itself would try for ever; we do, but can be stopped in between
 OVERHEAD_BYTES = 1 << 16  # headers and framing on top of the largest record
 
 
@@ -64,17 +66,13 @@ class DeadLetters:
         """Returns when all are durable (acks=all, idempotent). Raises KafkaError; may be called again after that."""
         if self._producer is None:
             self._producer = await self._connect()
-        futures = [
-            await self._producer.send(
-                self._topic, letter.record.value, key=letter.record.key, headers=self._headers(topic, letter)
-            )
-            for letter in rejected
-        ]
-        results = await asyncio.gather(*futures, return_exceptions=True)
-        for failed in results:
-            if isinstance(failed, BaseException):
-                await self.close()
-                raise failed
+        try:
+            await asyncio.wait_for(self._send(self._producer, topic, rejected), DELIVERY_SECONDS)
+        except (KafkaError, TimeoutError) as error:
+            await self.close()
+            if isinstance(error, TimeoutError):
+                raise KafkaTimeoutError(f"no answer for {DELIVERY_SECONDS} s while writing to {self._topic}") from error
+            raise
         for letter in rejected:
             metrics.STORE_DEAD_LETTERS.labels(self._store, letter.reason).inc()
             LOG.warning(
@@ -82,11 +80,20 @@ class DeadLetters:
                 partition=letter.record.partition, offset=letter.record.offset,
             )  # fmt: skip
 
+    async def _send(self, producer: AIOKafkaProducer, topic: str, rejected: Sequence[Rejected]) -> None:
+        sent = [
+            await producer.send(
+                self._topic, letter.record.value, key=letter.record.key, headers=self._headers(topic, letter)
+            )
+            for letter in rejected
+        ]
+        await asyncio.gather(*sent)
+
     async def close(self) -> None:
         """Disconnects."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            await producer.stop()
+            await disconnect(producer)
 
     def _headers(self, topic: str, letter: Rejected) -> list[tuple[str, bytes]]:
         record = letter.record
@@ -114,7 +121,7 @@ class DeadLetters:
         try:
             await producer.start()
         except BaseException:
-            await producer.stop()
+            await disconnect(producer)
             raise
         return producer
 

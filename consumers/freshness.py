@@ -19,6 +19,7 @@ from cdc import log, metrics
 from cdc.config import Config
 from cdc.position import decode_position
 from consumers.batches import Message
+from consumers.connection import disconnect
 from consumers.retry import MOST_SECONDS, Action, delays, policy_for
 from consumers.store import Partition
 
@@ -139,7 +140,7 @@ class Freshness:
                     for message in messages:
                         self._hear(message)
         finally:
-            await consumer.stop()
+            await disconnect(consumer)
 
     def _hear(self, message: Message) -> None:
         if message.value is not None and message.key == self._config.source_name.encode():

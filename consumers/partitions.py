@@ -26,6 +26,7 @@ from aiokafka.errors import (
 from cdc import log
 from cdc.config import Config
 from consumers.batches import Message
+from consumers.connection import disconnect
 from consumers.store import Offsets, Partition
 from consumers.topics import TableTopics, table_partitions
 
@@ -40,7 +41,7 @@ DISCOVERY_SECONDS = 5.0  # a table added later is found within that time
 REDISCOVERY_SECONDS = 0.5  # and when a heartbeat already speaks of it
 POLL_INTERVAL_MS = 300_000  # 5 min: a member that does not poll that long is taken for dead
 HANG_SECONDS = 1.0  # a poll that late waits for a rebalance; meanwhile the loop looks after the store
-COMMIT_TIMEOUT = 5.0  # seconds; Kafka's client would try for ever, and hold back a shutdown
+COMMIT_TIMEOUT = 2.0  # seconds; Kafka's client would try for ever, and hold back a shutdown
 REVOKE_SECONDS = 30.0  # a rebalance waits for the running batch that long; later is harmless, only work done twice
 
 Polls = Mapping[TopicPartition, list[Message]]
@@ -87,7 +88,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             await consumer.start()
         except BaseException:
-            await consumer.stop()
+            await disconnect(consumer)
             raise
         self._consumer = consumer
         if not self._exclusive:
@@ -97,7 +98,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         """Leaves the group."""
         await self._abandon()
         if self._consumer is not None:
-            await self._consumer.stop()
+            await disconnect(self._consumer)
             self._consumer = None
 
     @property
@@ -141,8 +142,15 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         clock = asyncio.get_running_loop().time()
         if not self._exclusive or clock < self._discovered + DISCOVERY_SECONDS:
             return
-        found = {TopicPartition(*partition) for partition in await table_partitions(self._config, self._topics)}
         self._discovered = clock
+        try:
+            found = {TopicPartition(*partition) for partition in await table_partitions(self._config, self._topics)}
+        except KafkaError as error:
+            if not self.owned or not error.retriable:
+                self._discovered = -inf
+                raise
+            LOG.info("topics cannot be listed now; those we have are read on", reason=str(error))
+            return
         if found <= self.owned:
             return
         await self._abandon()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from cdc.config import Config
 from consumers.batches import Message
+from consumers.connection import disconnect
 from consumers.partitions import FETCH_BYTES, FETCH_WAIT_MS, PARTITION_BYTES, POLL_RECORDS
 from consumers.store import Offsets, Partition
 
@@ -43,13 +43,12 @@ class Replayer:
         try:
             await self._consumer.start()
         except BaseException:
-            await self._consumer.stop()
+            await disconnect(self._consumer)
             raise
-        await asyncio.sleep(0)  # the client's own tasks have to have begun, or a stop right now fails
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        await self._consumer.stop()
+        await disconnect(self._consumer)
 
     async def ends(self, partitions: Collection[Partition]) -> dict[Partition, int]:
         """Up to where committed records can be read now. Raises KafkaError."""
