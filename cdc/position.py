@@ -52,9 +52,7 @@ def parse_lsn(text: str) -> int:
             raise ValueError(text)
         return (int(high, 16) << 32) | int(low, 16)
     except ValueError as error:
-        raise DecodeError(
-            f"not an LSN: {text[:40]!r}", hint="expected two hex numbers, e.g. 16/B374D848"
-        ) from error
+        raise DecodeError(f"not an LSN: {text[:40]!r}", hint="expected two hex numbers, e.g. 16/B374D848") from error
 
 
 def format_lsn(lsn: int) -> str:

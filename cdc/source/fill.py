@@ -1,0 +1,116 @@
+"""Filling what the plugin did not send, by a batched re-select by key.
+
+Two cases: an unchanged TOAST column of a table without REPLICA IDENTITY FULL, and wal2json's null for a float or numeric
+that may be NaN or ±Infinity. The value read is the present one: it may be newer than the event, then the newer
+event is still to come in the stream and the stores end equal. A row that is gone by now gets NULLs: its delete is still
+to come. Filled columns are named in `source.filled` and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import psycopg
+from psycopg import Connection, sql
+
+from cdc.metrics import READER_FILLED
+from cdc.source.connection import connect_error
+from cdc.source.events import NULL, UNCHANGED, Fragment, Mark, Table
+from cdc.source.rows import Envelope
+
+BATCH = 1000  # keys a query: about 100 kB of SQL parameters
+
+
+@dataclass(slots=True)
+class Hole:
+    """A record that waits for values: where it stands in its topic's list, and all that makes its bytes."""
+
+    topic: str
+    index: int
+    envelope: Envelope
+    op: bytes
+    ordinal: int
+    row: list[Fragment]
+
+    @property
+    def missing(self) -> list[int]:
+        """Indexes of the columns to fill."""
+        return [i for i, fragment in enumerate(self.row) if isinstance(fragment, Mark)]
+
+
+def has_hole(row: Iterable[Fragment]) -> bool:
+    """True when a fragment is a mark."""
+    return any(fragment.__class__ is Mark for fragment in row)
+
+
+def fill(connection: Connection, holes: Sequence[Hole], columns: dict[str, list[sql.Composable]]) -> None:
+    """Replaces every mark in the holes' rows. `columns`: "schema.table" → text expression of each column of its Table.
+    Raises ConnectError."""
+    groups: dict[int, list[Hole]] = {}
+    for hole in holes:
+        groups.setdefault(id(hole.envelope.table), []).append(hole)
+    for group in groups.values():
+        table = group[0].envelope.table
+        expressions = columns[f"{table.schema}.{table.name}"]
+        for start in range(0, len(group), BATCH):
+            _fill_group(connection, table, group[start : start + BATCH], expressions)
+
+
+def _fill_group(connection: Connection, table: Table, holes: Sequence[Hole], expressions: list[sql.Composable]) -> None:
+    wanted = sorted({i for hole in holes for i in hole.missing})
+    found = _select(connection, table, holes, wanted, expressions)
+    for hole in holes:
+        row = found.get(hole.envelope.key(hole.row))
+        for i in hole.missing:
+            reason = "toast" if hole.row[i] is UNCHANGED else "non-finite"
+            READER_FILLED.labels(f"{table.schema}.{table.name}", reason).inc()
+            hole.row[i] = NULL if row is None else row[i]
+
+
+def _select(
+    connection: Connection, table: Table, holes: Sequence[Hole], wanted: list[int], expressions: list[sql.Composable]
+) -> dict[bytes, dict[int, bytes]]:
+    """Key bytes → column index → fragment."""
+    keys = [table.columns[i] for i in table.key]
+    arrays = [[_key_text(hole.row[i]) for hole in holes] for i in table.key]
+    condition = sql.SQL(" AND ").join(
+        sql.SQL("t.{name} = k.{alias}::{type}").format(
+            name=sql.Identifier(column.name), alias=sql.Identifier(f"k{n}"), type=_raw(column.type_name)
+        )
+        for n, column in enumerate(keys)
+    )
+    picked = [expressions[i] for i in (*table.key, *wanted)]
+    query = sql.SQL("SELECT {} FROM unnest({}) AS k({}) JOIN {} t ON {}").format(
+        sql.SQL(", ").join(picked),
+        sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in keys),
+        sql.SQL(", ").join(sql.Identifier(f"k{n}") for n in range(len(keys))),
+        sql.Identifier(table.schema, table.name),
+        condition,
+    )
+    try:
+        rows = connection.execute(query, arrays).fetchall()
+    except psycopg.Error as error:
+        raise connect_error(error) from error
+    return dict(_fragments(table, wanted, row) for row in rows)
+
+
+def _fragments(table: Table, wanted: list[int], row: Sequence[str | None]) -> tuple[bytes, dict[int, bytes]]:
+    def encode(i: int, text: str | None) -> bytes:
+        return NULL if text is None else table.columns[i].codec(text.encode())
+
+    count = len(table.key)
+    key = table.key_template % tuple(encode(i, text) for i, text in zip(table.key, row[:count], strict=True))
+    return key, {i: encode(i, text) for i, text in zip(wanted, row[count:], strict=True)}
+
+
+def _key_text(fragment: Fragment) -> str:
+    """The text of a key column's fragment: a JSON string's content, or the JSON literal itself."""
+    value = bytes(fragment)
+    return msgspec.json.decode(value, type=str) if value[:1] == b'"' else value.decode()
+
+
+def _raw(type_name: str) -> sql.SQL:
+    """format_type's own output: already quoted by the server."""
+    return sql.SQL(type_name)  # type: ignore[arg-type]

@@ -1,0 +1,253 @@
+"""Table snapshots: chunks by key, read in parallel while streaming goes on, for all uses (initial, new table, backfill).
+
+One coordinator a table walks the key; workers read chunks in threads. A chunk is bounded in rows and bytes, and handed to the
+reader, which places it among the stream (window.py), writes it and calls `written`. `after` moves only over chunks that
+are durable in Kafka without a hole between, so a killed snapshot resumes there and re-reads at most the chunks in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import Connection, pq, sql
+
+from cdc.config import Config
+from cdc.errors import CdcError
+from cdc.kafka.progress import SnapshotState
+from cdc.log import get
+from cdc.metrics import SNAPSHOT_ROWS, SNAPSHOT_RUNNING
+from cdc.source.connection import connect, connect_error
+from cdc.source.events import NULL, Table
+from cdc.source.heartbeat import PREFIX
+from cdc.source.window import Chunk, Name
+
+log = get(__name__)
+CHUNK_BYTES = 8 << 20  # a chunk of wide rows ends early, so that workers × 8 MiB bound the memory
+FETCH_ROWS = 1000  # a round trip: about 300 kB of small rows
+
+
+@dataclass(slots=True)
+class Span:
+    """A part of the key's range, `(after, upto]`, as text; None is open."""
+
+    after: list[str] | None
+    upto: list[str] | None
+    number: int
+
+
+@dataclass(slots=True)
+class TableSnapshot:
+    """State of one table's snapshot: spans done out of order wait in `finished` until the ones before them are."""
+
+    name: Name
+    state: SnapshotState
+    total: int = 0  # rows, as PostgreSQL estimates: for the progress bar
+    next_number: int = 0
+    finished: dict[int, tuple[list[str] | None, bool, int]] = field(default_factory=dict)
+
+    def advance(self, number: int, last: list[str] | None, final: bool, rows: int) -> SnapshotState:
+        """A chunk is durable: moves `after` as far as there is no hole."""
+        self.finished[number] = (last, final, rows)
+        while (done := self.finished.pop(self.next_number, None)) is not None:
+            last, final, rows = done
+            self.next_number += 1
+            after = last if last is not None else self.state.after
+            self.state = SnapshotState(done=final, after=after, rows=self.state.rows + rows)
+        return self.state
+
+
+def low_high(connection: Connection, kind: str, chunk_id: str, name: Name) -> None:
+    """Writes a watermark message in a transaction of its own."""
+    content = json.dumps({"kind": kind, "chunk": chunk_id, "table": list(name)})
+    connection.execute("SELECT pg_logical_emit_message(true, %s, %s)", (PREFIX, content))
+
+
+class ChunkReader:
+    """Reads chunks of one table over one connection; used from a worker's thread."""
+
+    def __init__(self, config: Config, table: Table, expressions: list[sql.Composable], limit: int) -> None:
+        self._connection = connect(config.postgres, name="memory-cdc snapshot")
+        self._table, self._limit = table, limit
+        self._keys = [table.columns[i] for i in table.key]
+        self._select = sql.SQL(", ").join([*expressions, *self._key_texts()])
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._connection.close()
+
+    def bound(self, after: list[str] | None) -> list[str] | None:
+        """The key `limit` rows further on, None when the table ends before."""
+        names = sql.SQL(", ").join(sql.Identifier(c.name) for c in self._keys)
+        query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} OFFSET {} LIMIT 1").format(
+            sql.SQL(", ").join(self._key_texts()), self._from(), self._where(Span(after, None, 0)), names,
+            sql.Literal(self._limit - 1),
+        )
+        row = self._connection.execute(query).fetchone()
+        return None if row is None else list(row)
+
+    def read(self, span: Span, name: Name) -> Chunk:
+        """Low message, rows of the span in one snapshot, high message. Raises ConnectError."""
+        chunk_id = uuid.uuid4().hex
+        try:
+            low_high(self._connection, "low", chunk_id, name)
+            chunk = self._read(span, name, chunk_id)
+        except psycopg.Error as error:
+            raise connect_error(error) from error
+        return chunk
+
+    def close_window(self, chunk: Chunk) -> None:
+        """The high message; the chunk has to be known to the reader before."""
+        try:
+            low_high(self._connection, "high", chunk.id, chunk.name)
+        except psycopg.Error as error:
+            raise connect_error(error) from error
+
+    def _read(self, span: Span, name: Name, chunk_id: str) -> Chunk:
+        connection = self._connection
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            shot = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
+            assert shot is not None
+            rows, last, cut = self._rows(span)
+        finally:
+            connection.execute("ROLLBACK")
+        final = span.upto is None and not cut
+        return Chunk(chunk_id, name, self._table, rows, _running(shot[0]), last, final)
+
+    def _rows(self, span: Span) -> tuple[list[list[bytes]], list[str] | None, bool]:
+        """`(rows, key of the last one, whether the byte limit cut them short)`."""
+        names = sql.SQL(", ").join(sql.Identifier(c.name) for c in self._keys)
+        query = sql.SQL("DECLARE chunk NO SCROLL CURSOR FOR SELECT {} FROM {} WHERE {} ORDER BY {}").format(
+            self._select, self._from(), self._where(span), names
+        )
+        self._connection.execute(query)
+        rows: list[list[bytes]] = []
+        last, size = None, 0
+        while size < CHUNK_BYTES:
+            result = self._connection.pgconn.exec_(b"FETCH %d FROM chunk" % FETCH_ROWS)
+            if result.status != pq.ExecStatus.TUPLES_OK:
+                raise psycopg.OperationalError(result.error_message.decode(errors="replace"))
+            if result.ntuples:
+                size += self._decode(result, rows)
+                last = self._last(result)
+            if result.ntuples < FETCH_ROWS:
+                return rows, last, False
+        return rows, last, True
+
+    def _decode(self, result: pq.abc.PGresult, rows: list[list[bytes]]) -> int:
+        """Appends the result's rows as fragments; returns their size in bytes."""
+        codecs = [column.codec for column in self._table.columns]
+        get, size = result.get_value, 0
+        for r in range(result.ntuples):
+            values = [get(r, c) for c in range(len(codecs))]
+            rows.append(
+                [NULL if value is None else codec(value) for codec, value in zip(codecs, values, strict=True)]
+            )
+            size += sum([len(value) for value in values if value is not None])
+        return size
+
+    def _last(self, result: pq.abc.PGresult) -> list[str]:
+        width = len(self._table.columns)
+        cells = [result.get_value(result.ntuples - 1, width + i) for i in range(len(self._keys))]
+        return [(cell or b"").decode() for cell in cells]
+
+    def _key_texts(self) -> list[sql.Composable]:
+        return [sql.SQL("{}::text").format(sql.Identifier(c.name)) for c in self._keys]
+
+    def _from(self) -> sql.Composable:
+        return sql.Identifier(self._table.schema, self._table.name)
+
+    def _where(self, span: Span) -> sql.Composable:
+        row = sql.SQL("({})").format(sql.SQL(", ").join(sql.Identifier(c.name) for c in self._keys))
+        parts: list[sql.Composable] = [sql.SQL("true")]
+        for operator, key in ((sql.SQL(">"), span.after), (sql.SQL("<="), span.upto)):
+            if key is not None:
+                values = sql.SQL(", ").join(
+                    sql.SQL("{}::{}").format(sql.Literal(text), sql.SQL(column.type_name))  # type: ignore[arg-type]
+                    for text, column in zip(key, self._keys, strict=True)
+                )
+                parts.append(sql.SQL("{} {} ({})").format(row, operator, values))
+        return sql.SQL(" AND ").join(parts)
+
+
+def _running(snapshot: str) -> frozenset[int]:
+    """xmin:xmax:xip → the xids in progress, cut to 32 bits as the stream shows them (manual, pg_snapshot)."""
+    listed = snapshot.split(":")[2]
+    return frozenset(int(xid) & 0xFFFF_FFFF for xid in listed.split(",") if xid)
+
+
+class SnapshotJob:
+    """Snapshots one table. `offer` registers a chunk with the reader and resolves to False when it has to be read again."""
+
+    def __init__(
+        self,
+        config: Config,
+        table: Table,
+        expressions: list[sql.Composable],
+        state: SnapshotState,
+        offer: Callable[[Chunk, int], asyncio.Future[bool]],
+    ) -> None:
+        self._config, self._table, self._expressions = config, table, expressions
+        self.snapshot = TableSnapshot((table.schema, table.name), state)
+        self._offer = offer
+        self._numbers = 0
+        self._after = state.after
+        self._exhausted = state.done
+        self._remainders: list[Span] = []
+        self._lock = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Until every chunk is durable in Kafka. Raises ConnectError."""
+        label = ".".join(self.snapshot.name)
+        SNAPSHOT_RUNNING.labels(label).set(1)
+        log.info("snapshot starts", table=label, resumed=self._after is not None)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._config.postgres.snapshot_workers):
+                    group.create_task(self._worker())
+        finally:
+            SNAPSHOT_RUNNING.labels(label).set(0)
+        log.info("snapshot done", table=label, count=self.snapshot.state.rows)
+
+    async def _worker(self) -> None:
+        limit = self._config.postgres.snapshot_chunk_rows
+        reader = await asyncio.to_thread(ChunkReader, self._config, self._table, self._expressions, limit)
+        try:
+            while (span := await self._next_span(reader)) is not None:
+                await self._copy(reader, span)
+        finally:
+            await asyncio.to_thread(reader.close)
+
+    async def _next_span(self, reader: ChunkReader) -> Span | None:
+        async with self._lock:
+            if self._exhausted:
+                return None
+            upto = await asyncio.to_thread(reader.bound, self._after)
+            span = Span(self._after, upto, self._numbers)
+            self._numbers += 1
+            self._after, self._exhausted = upto, upto is None
+            return span
+
+    async def _copy(self, reader: ChunkReader, span: Span) -> None:
+        """Reads and offers a span, again when it raced, in several chunks when its rows are wide."""
+        name = self.snapshot.name
+        while True:
+            chunk = await asyncio.to_thread(reader.read, span, name)
+            written = self._offer(chunk, span.number)
+            await asyncio.to_thread(reader.close_window, chunk)
+            if not await written:
+                continue
+            SNAPSHOT_ROWS.labels(".".join(name)).inc(len(chunk.rows))
+            if chunk.final or chunk.last_key is None or chunk.last_key == span.upto:
+                return
+            span = Span(chunk.last_key, span.upto, span.number)
+
+
+def snapshot_failed(error: CdcError, name: Name) -> None:
+    """One line for the log; the reader restarts the session."""
+    log.warning("snapshot interrupted", table=".".join(name), reason=error.message, hint=error.hint)

@@ -1,0 +1,153 @@
+"""The replication stream over psycopg.pq: bytes of the plugin in, status updates out, nothing else.
+
+Protocol: PostgreSQL manual, "Streaming Replication Protocol". psycopg has no replication API; COPY_BOTH is driven by hand.
+Promises: messages come in the server's order; `send_status` may be called at any time, also while nobody reads.
+The caller's duty: call `send_status` on a timer, and confirm only what is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+from psycopg import pq, sql
+
+from cdc.config import Postgres
+from cdc.errors import CdcError, ConnectError, PreconditionError
+from cdc.source.connection import connect, connect_error
+
+PG_EPOCH_US = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970-01-01
+_STATUS = struct.Struct("!cQQQQ?")  # 'r', written, flushed, applied, clock, reply wanted
+_XLOG_DATA = ord("w")
+_HEADER = 25  # 'w', start LSN, end LSN, clock: 1 + 3 × 8 bytes
+_WAL_END = struct.Struct("!Q")
+
+
+class SlotBusy(PreconditionError):
+    """Another reader is connected to the slot."""
+
+
+class Stream:
+    """One started replication stream. Not thread-safe; use from one event loop."""
+
+    def __init__(self, connection: psycopg.Connection, loop: asyncio.AbstractEventLoop) -> None:
+        self._connection = connection
+        self._pg = connection.pgconn
+        self._loop = loop
+        self._readable = asyncio.Event()
+        self._fd = self._pg.socket
+        self.received_lsn = 0
+        self.drained_bytes = 0
+        loop.add_reader(self._fd, self._readable.set)
+
+    @classmethod
+    def start(cls, config: Postgres, options: Mapping[str, str], loop: asyncio.AbstractEventLoop) -> Stream:
+        """Acquires the slot and starts at its confirmed position. Raises SlotBusy, ConnectError, PreconditionError."""
+        connection = connect(config, replication=True, name="memory-cdc reader")
+        try:
+            _begin(connection, config.slot, options)
+        except CdcError:
+            connection.close()
+            raise
+        return cls(connection, loop)
+
+    def drain(self, limit: int) -> list[Any]:
+        """Payloads (memoryviews) that are here already, up to about `limit` bytes. Raises ConnectError at its end."""
+        pg, payloads, size = self._pg, [], 0
+        try:
+            pg.consume_input()
+            while size < limit:
+                count, data = pg.get_copy_data(1)
+                if count <= 0:
+                    self._ended(count)
+                    break
+                if data[0] == _XLOG_DATA:
+                    payloads.append(data[_HEADER:])
+                self.received_lsn = max(self.received_lsn, _WAL_END.unpack_from(data, 9 if data[0] == _XLOG_DATA else 1)[0])
+                size += count
+        except psycopg.Error as error:
+            raise connect_error(error) from error
+        self.drained_bytes = size
+        return payloads
+
+    async def wait(self, timeout: float) -> None:
+        """Until the socket has something or `timeout` seconds passed."""
+        self._readable.clear()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._readable.wait()
+        except TimeoutError:
+            return
+
+    def send_status(self, flushed_lsn: int) -> None:
+        """Standby status update: everything before `flushed_lsn` may be forgotten by the server."""
+        clock = int(time.time() * 1e6) - PG_EPOCH_US
+        received = max(self.received_lsn, flushed_lsn)
+        try:
+            self._pg.put_copy_data(_STATUS.pack(b"r", received, flushed_lsn, flushed_lsn, clock, False))
+            self._pg.flush()
+        except psycopg.Error as error:
+            raise connect_error(error) from error
+
+    def close(self) -> None:
+        """Ends the stream; the slot is free at once."""
+        self._loop.remove_reader(self._fd)
+        self._connection.close()
+
+    def _ended(self, count: int) -> None:
+        """`count` as get_copy_data gave it: 0 nothing yet, -1 the COPY ended."""
+        if count == -1:
+            result = self._pg.get_result()
+            text = (result.error_message if result else b"").decode(errors="replace").strip()
+            raise ConnectError(f"the replication stream ended: {text or 'server closed it'}", hint="it is started again")
+
+
+def identify(config: Postgres) -> tuple[str, int]:
+    """`(system identifier, timeline)` of the source (IDENTIFY_SYSTEM). Raises ConnectError."""
+    with connect(config, replication=True) as connection:
+        result = connection.pgconn.exec_(b"IDENTIFY_SYSTEM")
+        if result.status != pq.ExecStatus.TUPLES_OK:
+            raise ConnectError(
+                f"IDENTIFY_SYSTEM failed: {_text(result)}", hint="give the role the REPLICATION attribute"
+            )
+        return (result.get_value(0, 0) or b"").decode(), int(result.get_value(0, 1) or 0)
+
+
+def _begin(connection: psycopg.Connection, slot: str, options: Mapping[str, str]) -> None:
+    pairs = [
+        sql.SQL("{} {}").format(sql.Identifier(key), sql.Literal(value)) for key, value in options.items()
+    ]
+    # 0/0: from the slot's own confirmed position; what is at or below our progress is skipped by the reader.
+    command = sql.SQL("START_REPLICATION SLOT {} LOGICAL 0/0 ({})").format(
+        sql.Identifier(slot), sql.SQL(", ").join(pairs)
+    )
+    pg = connection.pgconn
+    try:
+        result = pg.exec_(command.as_bytes(connection))
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            raise _refused(_text(result), slot)
+        pg.nonblocking = 1
+    except psycopg.Error as error:
+        raise connect_error(error) from error
+
+
+def _refused(text: str, slot: str) -> CdcError:
+    if "is active for PID" in text:
+        return SlotBusy(f"slot {slot} is in use by another reader", hint="this one waits until that one stops")
+    if "output_plugin_libraries" in text or "could not access file" in text or "not allowed" in text:
+        return PreconditionError(
+            f"PostgreSQL refuses the output plugin: {text}",
+            hint="install it and add it: ALTER SYSTEM SET output_plugin_libraries = pgoutput, test_decoding, wal2json; "
+            "SELECT pg_reload_conf(); or set [postgres] plugin = 'pgoutput'",
+        )
+    if "invalidat" in text or "can no longer get changes" in text:
+        return PreconditionError(f"slot {slot} is lost: {text}", hint="run `cdc resync`")
+    return PreconditionError(f"START_REPLICATION was refused: {text}", hint="run `cdc doctor`")
+
+
+def _text(result: pq.abc.PGresult) -> str:
+    return " ".join(result.error_message.decode(errors="replace").split())
