@@ -1,0 +1,383 @@
+"""The FAISS store's whole life: start, changes, searches meanwhile, snapshots, restarts, rebuilds, losses."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cdc import metrics
+from cdc.config import Config
+from cdc.errors import ConfigError, ConnectError, StoreError, StoreLost
+from consumers.faiss import FaissStore
+from consumers.store import Inspectable, Rebuildable, Store
+from tests.vector_records import TOPIC, batch, config, deletion, key_of, position, record, vectors
+
+DIMENSION = 16
+SEEN = ("public", "memories")
+
+
+@asynccontextmanager
+async def opened(settings: Config) -> AsyncIterator[FaissStore]:
+    store = FaissStore(settings)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def fill(store: Store, number: int, *, lsn: int = 1, seed: int = 7) -> Any:
+    data = vectors(number, DIMENSION, seed)
+    await store.apply(batch([record(n, lsn + n, data[n], offset=n) for n in range(number)]))
+    return data
+
+
+def normal(data: Any) -> Any:
+    return data / np.linalg.norm(data, axis=1, keepdims=True)
+
+
+async def held(store: FaissStore) -> dict[bytes, bytes]:
+    return {key: where async for key, where in store.scan(*SEEN)}
+
+
+def test_it_fills_the_protocols(tmp_path: Path) -> None:
+    store = FaissStore(config(tmp_path))
+    protocols: tuple[Store, Inspectable, Rebuildable] = (store, store, store)
+    assert protocols[0].name == "faiss"
+
+
+async def test_a_restart_goes_on_exactly_where_the_snapshot_stands(tmp_path: Path) -> None:
+    async with opened(config(tmp_path)) as store:
+        assert await store.open() == {}
+        data = await fill(store, 50)
+        await store.apply(batch([deletion(3, 100, 50), record(4, 101, None, offset=51)]))
+        await store.apply(batch([record(0, 1)], offset=9, table="other"))
+        assert await store.flush() == {("t.public.other", 0): 9}  # other tables lose nothing
+        durable = await store.flush(force=True)
+        assert durable == {(TOPIC, 0): 52, ("t.public.other", 0): 9}
+        await store.apply(batch([record(1, 200, data[5], offset=52)]))
+        before = await held(store)
+    async with opened(config(tmp_path)) as store:
+        assert await store.open() == durable
+        after = await held(store)
+        assert after[key_of(1)] == position(2)  # the change after the snapshot comes again
+        await store.apply(batch([record(1, 200, data[5], offset=52)]))
+        assert await held(store) == before
+        assert await store.count(*SEEN) == 48
+        assert await store.count("public", "other") == 0
+        assert await store.versions("public", "other", [b"x"]) == [None]
+        versions = await store.versions(*SEEN, [key_of(3), key_of(4), b"?"])
+        assert [v and (v.position, v.deleted) for v in versions] == [
+            (position(100), True),
+            (position(101), False),
+            None,
+        ]
+        hits = await store.search(normal(data)[5:6], 2)
+        assert sorted(hit.key for hit in hits[0]) == [key_of(1), key_of(5)]
+        vector = await store.vector_of(key_of(5))
+        assert vector == pytest.approx(normal(data)[5])
+
+
+async def test_snapshots_come_by_number_and_by_time_and_old_ones_go(tmp_path: Path) -> None:
+    async with opened(config(tmp_path, snapshot_records=10, keep_snapshots=2)) as store:
+        for round_ in range(5):
+            await fill(store, 10, lsn=1000 * round_ + 1, seed=round_)
+            await store.flush()
+            await store.settle()
+        assert await store.flush() == {(TOPIC, 0): 10}
+        assert sorted(p.name for p in (tmp_path / "gen-1").glob("snapshot-*")) == ["snapshot-4", "snapshot-5"]
+        await store.flush(force=True)  # nothing changed, so nothing is written
+        assert (await store.statistics()).snapshot == "snapshot-5"
+    async with opened(config(tmp_path, snapshot_seconds=0.001)) as store:
+        await fill(store, 1, lsn=10**6)
+        await asyncio.sleep(0.01)
+        await store.flush()
+        await store.settle()
+        assert (await store.statistics()).snapshot == "snapshot-6"
+
+
+async def test_a_truncate_is_durable_with_its_offsets(tmp_path: Path) -> None:
+    async with opened(config(tmp_path)) as store:
+        await fill(store, 10)
+        assert await store.truncate(batch([], offset=11), position(6)) == 5
+        assert await store.truncate(batch([], offset=5, table="other"), position(6)) == 0
+        await store.flush(force=True)
+    async with opened(config(tmp_path)) as store:
+        assert await store.flush() == {(TOPIC, 0): 11, ("t.public.other", 0): 5}
+        assert (await store.apply(batch([record(1, 2, vectors(1, DIMENSION)[0])]))).stale == 1
+        assert await store.count(*SEEN) == 5
+
+
+async def test_text_is_found_by_text(tmp_path: Path) -> None:
+    async with opened(config(tmp_path, table={"text": "content"})) as store:
+        texts = ["open a tar archive", "parse a json document", "delete a directory tree", ""]
+        await store.apply(batch([record(n, n + 1, text, column="content") for n, text in enumerate(texts)]))
+        hits = await store.search_text(["parsing json", "directory trees"], 1)
+        assert [found[0].key for found in hits] == [key_of(1), key_of(2)]
+        statistics = await store.statistics()
+        assert (statistics.vectors, statistics.without_vector, statistics.dimension) == (3, 1, 64)
+    async with opened(config(tmp_path / "b")) as store:
+        with pytest.raises(StoreError, match="come from a column"):
+            await store.search_text(["x"], 1)
+
+
+async def test_searches_while_writing_see_only_whole_records(tmp_path: Path) -> None:
+    """Every key's vector is always one of two; a hit must carry the score of the version it names."""
+    data = normal(vectors(2 * 300, DIMENSION)).astype(np.float32)
+    query = data[:4]
+
+    def change(number: int, lsn: int) -> Any:
+        if lsn % 7 == 0 and number % 3 == 0:
+            return deletion(number, lsn)
+        return record(number, lsn, data[2 * number + lsn % 2])
+
+    async with opened(config(tmp_path, metric="ip", snapshot_records=500)) as store:
+        await store.apply(batch([change(n, 1) for n in range(300)]))
+        stop = asyncio.Event()
+
+        async def searching() -> int:
+            searches = 0
+            while not stop.is_set():
+                for number, hits in enumerate(await store.search(query, 20)):
+                    assert len(hits) == 20
+                    assert len({hit.key for hit in hits}) == 20
+                    for hit in hits:
+                        key, lsn = int(hit.key[6:-1]), int(hit.vector[5:-1])
+                        assert hit.score == pytest.approx(float(data[2 * key + lsn % 2] @ query[number]), abs=1e-5)
+                searches += 1
+            return searches
+
+        searchers = [asyncio.create_task(searching()) for _ in range(3)]
+        for lsn in range(2, 40):
+            await store.apply(batch([change(n, lsn) for n in range(300)]))
+            await store.flush()
+        stop.set()
+        assert min(await asyncio.gather(*searchers)) > 0
+
+
+async def test_beyond_the_limit_the_index_is_partitioned_and_below_it_exact_again(tmp_path: Path) -> None:
+    settings = config(tmp_path, flat_limit=400, nprobe=1)
+    retrains = metrics.INDEX_RETRAINS.labels("faiss")._value.get()
+    async with opened(settings) as store:
+        data = await fill(store, 401)
+        later = vectors(401, DIMENSION, seed=8)
+        for at in range(0, 401, 20):  # while it is trained, changes and searches go on
+            await store.apply(batch([record(n, 5000 + n, later[n]) for n in range(at, min(401, at + 20))]))
+            assert len((await store.search(data[:1], 5))[0]) == 5
+        await store.apply(batch([deletion(400, 9000)]))
+        await store.settle()
+        assert (await store.statistics()).kind == "ivf"
+        assert metrics.INDEX_RETRAINS.labels("faiss")._value.get() == retrains + 1
+        assert await store.count(*SEEN) == 400
+        hits = await store.search(later[:400], 1)
+        assert [found[0].key for found in hits] == [key_of(n) for n in range(400)]
+        assert len((await store.search(later[:1], 400))[0]) == 400  # more partitions until there are k
+        await store.flush(force=True)
+        before = await held(store)
+    async with opened(settings) as store:
+        assert (await store.statistics()).kind == "ivf"
+        assert await held(store) == before
+        await store.apply(batch([deletion(n, 10_000 + n) for n in range(250)]))
+        await store.settle()
+        assert (await store.statistics()).kind == "flat"
+        hits = await store.search(later[250:400], 1)
+        assert [found[0].key for found in hits] == [key_of(n) for n in range(250, 400)]
+
+
+async def test_a_partitioned_index_that_drifts_is_trained_again(tmp_path: Path) -> None:
+    async with opened(config(tmp_path, flat_limit=300, retrain_growth=2.0, retrain_imbalance=1.3)) as store:
+        await fill(store, 301)
+        await store.settle()
+        assert store._content is not None
+        first: Any = store._content.index
+        same = vectors(1, DIMENSION, seed=3)[0]
+        near = same + 0.01 * vectors(250, DIMENSION, seed=4)  # all of one kind: one partition swells
+        await store.apply(batch([record(1000 + n, 5000 + n, near[n]) for n in range(250)]))
+        await store.settle()
+        second: Any = store._content.index
+        assert second is not first
+        await fill(store, 1200, lsn=10_000, seed=9)
+        await store.settle()
+        third: Any = store._content.index
+        assert third is not second
+        assert third.trained_on == 1450
+        assert await store.count(*SEEN) == 1450
+
+
+async def test_a_failed_training_stops_the_consumer_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_args: object) -> None:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr("consumers.faiss.training.train", fails)
+    async with opened(config(tmp_path, flat_limit=10)) as store:
+        data = await fill(store, 11)
+        with pytest.raises(StoreError, match=r"training the index failed: no memory"):
+            await store.settle()
+        assert len((await store.search(data[:1], 11))[0]) == 11
+
+
+OTHER = """
+import asyncio, sys
+from pathlib import Path
+from tests.vector_records import config
+from cdc.errors import StoreError
+from consumers.faiss import FaissStore
+try:
+    asyncio.run(FaissStore(config(Path(sys.argv[1]))).open())
+except StoreError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+async def test_two_processes_cannot_have_one_folder(tmp_path: Path) -> None:
+    async with opened(config(tmp_path)):
+        run = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", OTHER, str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 3, run.stderr
+        assert "is in use by process" in run.stdout
+        assert "→" in run.stdout
+        with pytest.raises(StoreError, match="in use"):
+            await FaissStore(config(tmp_path)).open()
+    async with opened(config(tmp_path)):
+        pass  # free again
+
+
+async def test_a_rebuild_is_swapped_in_and_put_back(tmp_path: Path) -> None:
+    async with opened(config(tmp_path)) as live:
+        data = await fill(live, 20)
+        await live.flush(force=True)
+        elsewhere = FaissStore(config(tmp_path))  # the rebuild: never opened, most often another process
+        shadow = await elsewhere.shadow()
+        assert await shadow.open() == {}
+        await fill(shadow, 30)
+        await live.check()
+        assert await live.count(*SEEN) == 20
+        await elsewhere.swap()
+        assert await live.count(*SEEN) == 20  # until it looks
+        with pytest.raises(StoreLost, match="was replaced by gen-2"):
+            await live.check()
+        await live.close()
+        assert len((await live.search(data[:1], 50))[0]) == 20  # what the runtime does: the old one answers until then
+        assert await live.open() == {(TOPIC, 0): 30}
+        await live.check()
+        assert len((await live.search(data[:1], 50))[0]) == 30
+        await elsewhere.rollback()
+        with pytest.raises(StoreLost, match="was replaced by gen-1"):
+            await live.check()
+        assert await live.open() == {(TOPIC, 0): 20}
+        with pytest.raises(StoreError, match="put back"):
+            await elsewhere.rollback()
+        with pytest.raises(StoreError, match="no shadow"):
+            await elsewhere.swap()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["CURRENT", "gen-1", "gen-2"]
+    await FaissStore(config(tmp_path)).shadow()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["CURRENT", "gen-1"]
+
+
+async def test_a_folder_that_vanishes_is_noticed_and_filled_again(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    async with opened(config(path)) as store:
+        await fill(store, 20)
+        await store.flush(force=True)
+        shutil.rmtree(path / "gen-1" / "snapshot-1")
+        await store.check()
+        assert await store.flush(force=True) == {(TOPIC, 0): 20}
+        assert (path / "gen-1" / "snapshot-1" / "manifest.json").exists()
+        shutil.rmtree(path)
+        await store.check()
+        assert await store.flush(force=True) == {(TOPIC, 0): 20}
+        with pytest.raises(StoreError, match="in use"):  # the lock is on the new folder
+            await FaissStore(config(path)).open()
+    async with opened(config(path)) as store:
+        assert await store.count(*SEEN) == 20
+
+
+async def test_a_full_disk_moves_no_offset_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with opened(config(tmp_path, snapshot_records=5)) as store:
+        await fill(store, 10)
+        with monkeypatch.context() as patched:
+            patched.setattr("consumers.faiss.store.write", full)
+            assert await store.flush() == {}
+            await store.settle()
+            assert await store.flush() == {}
+            with pytest.raises(ConnectError, match="cannot be written: No space left"):
+                await store.flush(force=True)
+        assert await store.flush(force=True) == {(TOPIC, 0): 10}
+
+
+async def test_damage_falls_back_to_the_snapshot_before_and_other_settings_to_a_replay(tmp_path: Path) -> None:
+    async with opened(config(tmp_path)) as store:
+        await fill(store, 10)
+        await store.flush(force=True)
+        await fill(store, 20, lsn=1000)
+        await store.flush(force=True)
+    index = tmp_path / "gen-1" / "snapshot-2" / "index.faiss"
+    data = bytearray(index.read_bytes())
+    data[-1] ^= 1
+    index.write_bytes(data)
+    async with opened(config(tmp_path)) as store:
+        assert await store.flush() == {(TOPIC, 0): 10}
+        assert await store.count(*SEEN) == 10
+        assert (tmp_path / "gen-1" / "damaged-snapshot-2").is_dir()
+    for other in (
+        config(tmp_path, metric="l2"),
+        config(tmp_path, dimension=8),
+        config(tmp_path, table={"text": "content"}),
+    ):
+        async with opened(other) as store:
+            assert await store.flush() == {}
+    async with opened(config(tmp_path, dimension=DIMENSION)) as store:
+        assert await store.flush() == {(TOPIC, 0): 10}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"table": {"user": "user_id"}}, "neither a vector nor a text column"),
+        ({"table": {"text": "content"}, "dimension": 3}, "the embedder gives 64"),
+        ({"table_name": "memories"}, "is not schema.table"),
+    ],
+)
+def test_a_wrong_configuration_is_named_at_once(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
+    wrong = dict(settings)
+    faiss = {"table": wrong.pop("table_name")} if "table_name" in wrong else {}
+    made = config(tmp_path, table=wrong.pop("table", None), **wrong)
+    if faiss:
+        made = made.model_copy(update={"faiss": made.faiss.model_copy(update=faiss)})
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        FaissStore(made)
+    assert caught.value.hint
+
+
+async def test_using_a_store_that_is_not_open_says_so(tmp_path: Path) -> None:
+    store = FaissStore(config(tmp_path))
+    for step in (
+        store.apply(batch([record(1, 1, None)])),
+        store.flush(),
+        store.check(),
+        store.search(vectors(1, 3), 1),
+    ):
+        with pytest.raises(StoreError, match="not open|not loaded"):
+            await step
+    await store.close()
+    file = tmp_path / "a file"
+    file.write_text("")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        await FaissStore(config(file / "index")).open()
