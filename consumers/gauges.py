@@ -9,6 +9,8 @@ from cdc import metrics
 from cdc.envelope import decode_event
 from consumers.store import Applied, Batch, Inspectable, Record
 
+COUNT_SHARE = 0.02  # of the time may go into counting rows: a walk over millions of records takes seconds
+
 
 class Gauges:
     """One store's metrics. `counts` is its reading side; without one the rows are not shown, rather than guessed."""
@@ -16,6 +18,7 @@ class Gauges:
     def __init__(self, store: str, counts: Inspectable | None) -> None:
         self._store = store
         self._counts = counts
+        self._next_count = 0.0
 
     def up(self, answers: bool) -> None:
         """Whether the store answered last."""
@@ -26,11 +29,15 @@ class Gauges:
         metrics.STORE_OFFSET_LAG.labels(self._store).set(records)
 
     async def count(self, tables: Sequence[tuple[str, str]]) -> None:
-        """Rows of each `(schema, table)`. Raises what the store raises."""
-        if self._counts is not None:
-            for schema, table in tables:
-                rows = await self._counts.count(schema, table)
-                metrics.STORE_ROWS.labels(self._store, f"{schema}.{table}").set(rows)
+        """Rows of each `(schema, table)`, the rarer the longer it takes. Raises what the store raises."""
+        started = time.monotonic()
+        if self._counts is None or started < self._next_count:
+            return
+        for schema, table in tables:
+            rows = await self._counts.count(schema, table)
+            metrics.STORE_ROWS.labels(self._store, f"{schema}.{table}").set(rows)
+        ended = time.monotonic()
+        self._next_count = ended + (ended - started) / COUNT_SHARE
 
     def applied(self, batch: Batch, applied: Applied) -> None:
         """A batch's counts, and the time from commit to applied of its last record: a sample, it costs a decode."""

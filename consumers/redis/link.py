@@ -86,6 +86,11 @@ class Link:
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             raise translate(error, self.where) from error
 
+    async def is_cluster(self) -> bool:
+        """Whether the server is a node of a Redis Cluster."""
+        info = await self.command("INFO", "cluster")
+        return bool(info["cluster_enabled"])  # redis-py parses INFO
+
     async def close(self) -> None:
         """Closes every connection; a server that is gone is no error."""
         try:

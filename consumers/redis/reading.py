@@ -2,8 +2,8 @@
 
 `count` walks the key space in steps of about a millisecond and counts hashes whose key is exactly of the table's
 template and that hold a position: so records that expired, were evicted or deleted by hand are not counted, which no
-counter could tell. It costs about half a second of the server per million keys. While the database shrinks to a tenth
-at the same time, Redis may show a key twice to such a walk (SCAN, "guarantees").
+counter could tell. It costs one to four seconds of the server per million keys of the database, so it is not to be
+waited for where records wait. While the database shrinks to a tenth, SCAN may show a key twice (its "guarantees").
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from consumers.redis.link import Link
 from consumers.redis.sentinel import read_sentinel
 from consumers.store import Version
 
-STEP = 1000  # keys SCAN looks at in one step: about a millisecond of the server
+STEP = 250  # keys SCAN looks at in one step: about a millisecond of the server
 READ = 500  # keys asked for in one round trip
 WIDTH = 32  # digits of a position, before the vector in a tombstone
 

@@ -63,8 +63,7 @@ class RedisStore(Reading, Swapping):
 
     async def open(self) -> Offsets:
         """The offsets in the sentinel; {} when there was none, so that everything is replayed."""
-        info = await self.link.command("INFO", "cluster")
-        self._cluster = _cluster_enabled(info)
+        self._cluster = await self.link.is_cluster()
         if self._cluster and not _hash_tag(self.config.redis.namespace):
             raise PreconditionError(
                 f"Redis at {self.link.where} is a cluster, and [redis] namespace has no hash tag",
@@ -242,12 +241,6 @@ def _add(total: Applied, part: Applied) -> None:
     total.deletes += part.deletes
     total.stale += part.stale
     total.rejected += part.rejected
-
-
-def _cluster_enabled(info: object) -> bool:
-    if isinstance(info, dict):
-        return bool(int(info.get("cluster_enabled", 0)))
-    return b"cluster_enabled:1" in bytes(info) if isinstance(info, bytes) else "cluster_enabled:1" in str(info)
 
 
 def _hash_tag(text: str) -> str:

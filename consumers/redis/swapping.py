@@ -65,10 +65,10 @@ class Swapping:
         """The one used before, else the next one."""
         info = await self.link.command("CONFIG", "GET", "databases")
         total = int(info["databases"] if isinstance(info, dict) else info[1])
-        if total < 2:
+        if total < 2 or await self.link.is_cluster():
             raise PreconditionError(
                 f"Redis at {self.link.where} has one database, a rebuild needs a second",
-                hint="set `databases 2` in its configuration; Redis Cluster has one only: rebuild into another cluster",
+                hint="set `databases 2` in its configuration; a Redis Cluster has one only: rebuild into another one",
             )
         return live.beside if live.beside is not None else (self.link.database + 1) % total
 

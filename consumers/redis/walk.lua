@@ -18,13 +18,14 @@ end
 
 for _, key in ipairs(page[2]) do
   if string.find(key, pattern) then
-    local found = redis.call('HMGET', key, '_pos', '_key')
-    if found[1] and task == 'count' then
-      count = count + 1
-    elseif found[1] and task == 'list' then
-      listed[#listed + 1] = {key, found[1], found[2]}
-    elseif found[1] and found[1] < task then
-      remove(key)
+    if task == 'count' then
+      count = count + redis.call('HEXISTS', key, '_pos')
+    elseif task == 'list' then
+      local found = redis.call('HMGET', key, '_pos', '_key')
+      if found[1] then listed[#listed + 1] = {key, found[1], found[2]} end
+    else
+      local position = redis.call('HGET', key, '_pos')
+      if position and position < task then remove(key) end
     end
   end
 end
