@@ -33,7 +33,6 @@ _LOGIN = (
 )
 _PROTOCOL = (
     SSLError,
-    TimeoutError,
     ConnectionResetError,
     EOFError,
     kafka_errors.KafkaConnectionError,
@@ -115,10 +114,15 @@ def _refusal(error: BaseException, kafka: Kafka, where: str) -> ConnectError:
         return ConnectError(
             f"{where} shows a certificate that is not trusted", hint="name its authority by [kafka] ca_file"
         )
+    if find(error, (TimeoutError,)):
+        return ConnectError(
+            f"{where} does not answer within {CONNECT_SECONDS:g} s",
+            hint="look whether it hangs, whether a firewall is between, and what [kafka] security_protocol it speaks",
+        )
     if find(error, _PROTOCOL):
         return ConnectError(
             f"{where} does not answer a {kafka.security_protocol} client",
-            hint="set [kafka] security_protocol to the listener's, and look whether a firewall is between",
+            hint="set [kafka] security_protocol to what that port speaks",
         )
     detail = getattr(error, "strerror", None) or type(error).__name__
     return ConnectError(

@@ -21,7 +21,7 @@ from cdc.kafka import failure
 BATCH_BYTES = 1 << 20  # of one batch before compression; larger ones gain nothing, a larger record gets its own
 BACKOFF_MS = 50  # between tries of a failed request; half of aiokafka's default
 RETRY_SECONDS = 0.002  # the last transaction's markers take 1-3 ms; aiokafka would let a new one wait 20
-ABANDON_SECONDS = 3.0  # for the tasks of a producer in doubt to end; they wait for nothing but timers then
+ABANDON_SECONDS = 1.0  # for the tasks of a producer in doubt to end by themselves, their requests failed, before a push
 
 
 def transactional_id(config: Config) -> str:
@@ -60,15 +60,21 @@ async def open_producer(config: Config) -> Any:
     return producer
 
 
+async def _refuse(*_: object) -> NoReturn:
+    raise ProducerClosed
+
+
+def _ignore(_: BaseException) -> None:
+    """Nobody waits for the batches any more, so failing them would only be reported as unseen."""
+
+
 async def abandon(producer: Any) -> None:
     """Ends a producer without flushing: whatever it had under way is in doubt, and nothing is sent any more."""
 
-    async def refuse(*_: object) -> NoReturn:
-        raise ProducerClosed
-
     task = producer._sender.sender_task
     producer._closed = True
-    producer.client.coordinator_lookup = refuse  # else a task would look for the coordinator until it is back
+    producer.client.coordinator_lookup = _refuse  # else a task would look for the coordinator until it is back
+    producer._message_accumulator.fail_all = _ignore
     if task is not None:
         task.cancel()
     await producer.client.close()  # fails the requests in flight, which the sender waits for
@@ -76,7 +82,7 @@ async def abandon(producer: Any) -> None:
         await asyncio.wait({task}, timeout=ABANDON_SECONDS)
         task.cancel()  # a second time: it may wait for metadata that never come
         await asyncio.wait({task}, timeout=ABANDON_SECONDS)
-        if task.done() and not task.cancelled():
-            task.exception()  # known already: it is why the producer is abandoned
-    producer._message_accumulator.fail_all(ProducerClosed())
+    for ended in (task, producer._txn_manager._transaction_waiter):
+        if ended is not None and ended.done() and not ended.cancelled():
+            ended.exception()  # known already: it is why the producer is abandoned
     await producer.client.close()  # a task may have connected again meanwhile

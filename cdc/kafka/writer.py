@@ -98,7 +98,7 @@ class Writer:
             async with asyncio.timeout(self._config.kafka.transaction_timeout_seconds):
                 return await self._write(chunk, batches)
         except BaseException as error:
-            await self._give_up()
+            await self._give_up(error)
             if isinstance(error, kafka_errors.KafkaError | OSError | TimeoutError | AssertionError):
                 raise self._typed(error, time.monotonic() - begun) from error
             raise
@@ -169,15 +169,17 @@ class Writer:
         answer.add_done_callback(_look_at)
         return Sent(topic, partition, batch, answer)
 
-    async def _give_up(self) -> None:
-        """Aborts what can be aborted, so that readers need not wait for the transaction's time-out, and closes."""
+    async def _give_up(self, error: BaseException) -> None:
+        """Aborts if the broker answers, so that readers need not wait for the transaction's time-out, and closes."""
         producer = self._producer
-        manager = producer and producer._txn_manager
-        if producer is not None and manager.transactional_id is not None and not producer._sender.sender_task.done():
+        if producer is None:  # closed meanwhile
+            return
+        manager = producer._txn_manager
+        answers = isinstance(error, RecordError | kafka_errors.BrokerResponseError)
+        if answers and manager.is_in_transaction() and not producer._sender.sender_task.done():
             try:
                 async with asyncio.timeout(ABORT_SECONDS):
-                    if manager.is_in_transaction():
-                        await producer.abort_transaction()
+                    await producer.abort_transaction()
             except (kafka_errors.KafkaError, OSError, TimeoutError):
                 pass  # the next writer's InitProducerId aborts it; the error that led here is what is told
         await self.close()
