@@ -59,15 +59,23 @@ install() {
 
 offers() { [ -n "$(apt-cache policy "$1" 2>/dev/null | sed -n 's/^  Candidate: \([^(].*\)/\1/p')" ]; }
 
-postgres_versions() { for folder in /usr/lib/postgresql/*/bin; do [ -x "$folder/initdb" ] && basename "$(dirname "$folder")"; done | sort -rn; }
+newest_postgres() {
+    local program version=0 newest=0
+    for program in /usr/lib/postgresql/*/bin/initdb; do
+        version=${program#/usr/lib/postgresql/}
+        version=${version%%/*}
+        if [ -x "$program" ] && [ "$version" -gt "$newest" ]; then newest=$version; fi
+    done
+    echo "$newest"
+}
 
 setup_postgres() {
     local version
     compgen -G '/usr/lib/postgresql/*/lib/wal2json.so' >/dev/null && return 0
-    version=$(postgres_versions | head -1)
-    if [ -z "$version" ] && can_install; then
+    version=$(newest_postgres)
+    if [ "$version" = 0 ] && can_install; then
         update_once
-        version=$(apt-cache depends postgresql 2>/dev/null | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -1)
+        version=$(apt-cache depends postgresql 2>/dev/null | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p')
     fi
     if [ "${version:-0}" -lt 15 ] || ! install "the database, with its logical decoding as JSON" \
         "postgresql-$version" "postgresql-$version-wal2json"; then
