@@ -20,7 +20,7 @@ from consumers.runtime import Runtime
 from consumers.store import Applied, Batch, Offsets
 from tests.memory_store import Memory, MemoryStore
 from tests.topic_writer import TopicWriter
-from tests.waiting import until
+from tests.waiting import LIMIT_SECONDS, until
 
 TABLE = "public.memories"
 _NUMBERS = itertools.count(time.time_ns() // 1_000_000)
@@ -239,7 +239,7 @@ async def test_an_unknown_error_stops_the_process(config: Config, topics: TopicW
     await topics.put(TABLE, rows(range(3)))
     memory = Memory()
     with pytest.raises(StoreError, match="nobody knows"):
-        await Runtime(config, Broken(memory), exclusive=True).run()
+        await asyncio.wait_for(Runtime(config, Broken(memory), exclusive=True).run(), LIMIT_SECONDS)
     assert memory.live.offsets == {}
 
 
