@@ -40,6 +40,11 @@ class Hit(NamedTuple):
     position: bytes
     vector: bytes
 
+    @property
+    def version(self) -> Version:
+        """As the reading side of every store gives it."""
+        return Version(self.position, self.vector)
+
 
 class Content:
     """Ledger, index and the offsets they stand at. `offsets`: of our table; `passed`: of tables we hold nothing of."""

@@ -97,13 +97,13 @@ async def test_snapshots_come_by_number_and_by_time_and_old_ones_go(tmp_path: Pa
         assert await store.flush() == {(TOPIC, 0): 10}
         assert sorted(p.name for p in (tmp_path / "gen-1").glob("snapshot-*")) == ["snapshot-4", "snapshot-5"]
         await store.flush(force=True)  # nothing changed, so nothing is written
-        assert (await store.statistics()).snapshot == "snapshot-5"
+        assert not (tmp_path / "gen-1" / "snapshot-6").exists()
     async with opened(config(tmp_path, snapshot_seconds=0.001)) as store:
         await fill(store, 1, lsn=10**6)
         await asyncio.sleep(0.01)
         await store.flush()
         await store.settle()
-        assert (await store.statistics()).snapshot == "snapshot-6"
+        assert (tmp_path / "gen-1" / "snapshot-6").exists()
 
 
 async def test_a_truncate_is_durable_with_its_offsets(tmp_path: Path) -> None:
@@ -122,6 +122,7 @@ async def test_text_is_found_by_text(tmp_path: Path) -> None:
     async with opened(config(tmp_path, table={"text": "content"})) as store:
         texts = ["open a tar archive", "parse a json document", "delete a directory tree", ""]
         await store.apply(batch([record(n, n + 1, text, column="content") for n, text in enumerate(texts)]))
+        assert (await store.find("a json document", 1))[0].version == (position(2), b'{"m":2}', False)
         hits = await store.search_text(["parsing json", "directory trees"], 1)
         assert [found[0].key for found in hits] == [key_of(1), key_of(2)]
         statistics = await store.statistics()
@@ -198,17 +199,17 @@ async def test_a_partitioned_index_that_drifts_is_trained_again(tmp_path: Path) 
     async with opened(config(tmp_path, flat_limit=300, retrain_growth=2.0, retrain_imbalance=1.3)) as store:
         await fill(store, 301)
         await store.settle()
-        assert store._content is not None
-        first: Any = store._content.index
+        assert store.content is not None
+        first: Any = store.content.index
         same = vectors(1, DIMENSION, seed=3)[0]
         near = same + 0.01 * vectors(250, DIMENSION, seed=4)  # all of one kind: one partition swells
         await store.apply(batch([record(1000 + n, 5000 + n, near[n]) for n in range(250)]))
         await store.settle()
-        second: Any = store._content.index
+        second: Any = store.content.index
         assert second is not first
         await fill(store, 1200, lsn=10_000, seed=9)
         await store.settle()
-        third: Any = store._content.index
+        third: Any = store.content.index
         assert third is not second
         assert third.trained_on == 1250
         assert await store.count(*SEEN) == 1250
@@ -313,7 +314,7 @@ async def test_a_full_disk_moves_no_offset_and_is_tried_again(tmp_path: Path, mo
     async with opened(config(tmp_path, snapshot_records=5)) as store:
         await fill(store, 10)
         with monkeypatch.context() as patched:
-            patched.setattr("consumers.faiss.store.write", full)
+            patched.setattr("consumers.faiss.keeper.write", full)
             assert await store.flush() == {}
             await store.settle()
             assert await store.flush() == {}

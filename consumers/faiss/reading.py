@@ -1,0 +1,119 @@
+"""The reading side: searches, counts, versions. Never waits for the disk, and goes on while the index is reopened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from cdc.errors import StoreError
+from consumers.embedder import Embedder
+from consumers.faiss.arrays import Vectors
+from consumers.faiss.content import Content, Hit
+from consumers.faiss.ledger import State
+from consumers.store import Version
+
+T = TypeVar("T")
+
+
+class Statistics(NamedTuple):
+    """The index at one moment, from the index itself. `dead` is a share, `size_bytes` without Python's overhead."""
+
+    kind: str
+    dimension: int | None
+    vectors: int
+    without_vector: int
+    rejected: int
+    tombstones: int
+    dead: float
+    size_bytes: int
+    watermark: bytes
+
+
+class Reading:
+    """Fills Inspectable for one table. What it reads is `content`; whoever loads it puts it there."""
+
+    def __init__(
+        self, table: tuple[str, str], searchers: ThreadPoolExecutor, nprobe: int, embedder: Embedder | None
+    ) -> None:
+        self.content: Content | None = None
+        self._table = table
+        self._searchers = searchers
+        self._nprobe = nprobe
+        self._embedder = embedder
+
+    async def count(self, schema: str, table: str) -> int:
+        """Vectors really in the index."""
+        content = self.loaded()
+        return content.index.size if content.index is not None and (schema, table) == self._table else 0
+
+    async def versions(self, schema: str, table: str, keys: Sequence[bytes]) -> list[Version | None]:
+        """A rejected record counts as unknown: nothing is held of it."""
+        if (schema, table) != self._table:
+            return [None] * len(keys)
+        return await self._read(lambda content: content.versions(keys))
+
+    async def scan(self, schema: str, table: str) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Live records, those without a vector too; rejected ones are not there."""
+        if (schema, table) == self._table:
+            for held in await self._read(lambda content: content.held()):
+                yield held
+
+    async def statistics(self) -> Statistics:
+        """For people and for the gateway."""
+        return await self._read(statistics_of)
+
+    async def vector_of(self, key: bytes) -> Vectors | None:
+        """The vector of a key as the index keeps it (length 1 under cosine), shape (d,); None without one."""
+        return await self._read(lambda content: content.vector_of(key))
+
+    async def search(self, vectors: Vectors, k: int) -> list[list[Hit]]:
+        """The k best of each query, shape (n, d), best first. Raises StoreError for a query that cannot be compared."""
+        return await self._read(lambda content: content.search(vectors, k, self._nprobe))
+
+    async def search_text(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
+        """As `search`, embedded by what embeds the table. Raises StoreError when its vectors come from a column."""
+        embedder = self._embedder
+        if embedder is None:
+            raise StoreError(
+                f"the vectors of {'.'.join(self._table)} come from a column, so texts cannot be embedded here",
+                hint="send a vector made by what fills that column",
+            )
+        return await self._read(lambda content: content.search(embedder.embed(texts), k, self._nprobe))
+
+    async def find(self, query: str | Sequence[float], k: int) -> list[Hit]:
+        """The k best of one text or one vector. Raises StoreError, see `search`."""
+        if isinstance(query, str):
+            return (await self.search_text([query], k))[0]
+        return (await self.search(np.array([query], dtype=np.float32), k))[0]
+
+    def loaded(self) -> Content:
+        """What is in memory. Raises StoreError before the first load."""
+        if self.content is None:
+            raise StoreError("the index is not loaded yet", hint="try again in a moment")
+        return self.content
+
+    async def _read(self, work: Callable[[Content], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._searchers, work, self.loaded())
+
+
+def statistics_of(content: Content) -> Statistics:
+    """At one moment."""
+    with content.gate.reading():
+        counts, index, ledger = content.ledger.counts(), content.index, content.ledger
+        size, dead = (index.size, index.dead) if index is not None else (0, 0)
+        columns = (ledger.positions, ledger.digests, ledger.states, ledger.stamps, ledger.keys, ledger.vectors)
+        return Statistics(
+            kind=index.kind if index is not None else "empty",
+            dimension=index.dimension if index is not None else content.source.dimension,
+            vectors=size,
+            without_vector=counts[State.BARE],
+            rejected=counts[State.REJECTED],
+            tombstones=counts[State.DELETED],
+            dead=dead / (size + dead) if dead else 0.0,
+            size_bytes=4 * size * (index.dimension if index is not None else 0) + sum(c.nbytes for c in columns),
+            watermark=content.watermark,
+        )
