@@ -1,7 +1,7 @@
 """The whole configuration: one TOML file, each key overridable by the environment, secrets from files.
 
-`CDC_REDIS__URL=…` overrides `[redis] url`, `CDC_POSTGRES__PASSWORD_FILE=/run/secrets/pg` reads `[postgres] password` from
-a file. Everything is validated once and frozen; errors name field, value and rule.
+`CDC_REDIS__URL=…` overrides `[redis] url`, `CDC_POSTGRES__PASSWORD_FILE=/run/secrets/pg` reads `[postgres] password`
+from a file. Everything is validated once and frozen; errors name field, value and rule.
 """
 
 from __future__ import annotations

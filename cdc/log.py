@@ -1,11 +1,12 @@
 """Structured logs for every process: one line an event, fields by fixed names, never a row's values.
 
-Fields: `table`, `position`, `store`, `topic`, `count`, `seconds`, `reason`, `hint`. To stderr, so that a command's own output
-stays clean; JSON when stderr is not a terminal.
+Fields: `table`, `position`, `store`, `topic`, `count`, `seconds`, `reason`, `hint`. To stderr, so that a command's
+own output stays clean; JSON when stderr is not a terminal.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ import structlog
 
 def configure(process: str, *, verbose: bool = False) -> None:
     """Call once at the start of a process; `process` names it in every line."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it logs, its errors say too, and ours say better
     terminal = sys.stderr.isatty()
     renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
     structlog.configure(

@@ -1,7 +1,7 @@
 """Filling what the plugin did not send, by a batched re-select by key.
 
-Two cases: an unchanged TOAST column of a table without REPLICA IDENTITY FULL, and wal2json's null for a float or numeric
-that may be NaN or ±Infinity. The value read is the present one: it may be newer than the event, then the newer
+Two cases: an unchanged TOAST column of a table without REPLICA IDENTITY FULL, and wal2json's null for a float or
+numeric that may be NaN or ±Infinity. The value read is the present one: it may be newer than the event, then the newer
 event is still to come in the stream and the stores end equal. A row that is gone by now gets NULLs: its delete is still
 to come. Filled columns are named in `source.filled` and counted.
 """
@@ -9,7 +9,7 @@ to come. Filled columns are named in `source.filled` and counted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import psycopg
@@ -33,6 +33,7 @@ class Hole:
     op: bytes
     ordinal: int
     row: list[Fragment]
+    filled: list[int] = field(default_factory=list)
 
     @property
     def missing(self) -> list[int]:
@@ -63,7 +64,8 @@ def _fill_group(connection: Connection, table: Table, holes: Sequence[Hole], exp
     found = _select(connection, table, holes, wanted, expressions)
     for hole in holes:
         row = found.get(hole.envelope.key(hole.row))
-        for i in hole.missing:
+        hole.filled = hole.missing
+        for i in hole.filled:
             reason = "toast" if hole.row[i] is UNCHANGED else "non-finite"
             READER_FILLED.labels(f"{table.schema}.{table.name}", reason).inc()
             hole.row[i] = NULL if row is None else row[i]
@@ -113,4 +115,4 @@ def _key_text(fragment: Fragment) -> str:
 
 def _raw(type_name: str) -> sql.SQL:
     """format_type's own output: already quoted by the server."""
-    return sql.SQL(type_name)  # type: ignore[arg-type]
+    return sql.SQL(type_name)

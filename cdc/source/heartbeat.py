@@ -1,4 +1,5 @@
-"""Heartbeats: a logical message every few seconds, so that an idle database's slot advances and freshness stays measured.
+"""Heartbeats: a logical message every few seconds, so that an idle database's slot advances and freshness stays
+measured.
 
 `pg_logical_emit_message(true, …)` needs no table; it is a transaction like any other, and travels the whole way.
 """

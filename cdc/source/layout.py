@@ -139,7 +139,7 @@ def _keyless(relation: Relation, column: str, seen: set[str]) -> ConfigError | P
         )
     return PreconditionError(
         f"rows of {table} in the stream lack its key column {column}: the key was changed after they were written",
-        hint="resync the table (docs/operations.md)",
+        hint="run `cdc resync`",
     )
 
 

@@ -219,7 +219,7 @@ def _forget(old: list[Fragment], table: Table) -> None:
     if any(old[i] == NULL for i in key):
         raise PreconditionError(
             f"a row of {table.schema}.{table.name} lacks key columns: the replica identity does not cover the key",
-            hint=f"ALTER TABLE {table.schema}.{table.name} REPLICA IDENTITY FULL, then resync it (docs/operations.md)",
+            hint=f"ALTER TABLE {table.schema}.{table.name} REPLICA IDENTITY FULL, then run `cdc resync`",
         )
     for i in range(len(old)):
         if i not in key:

@@ -33,7 +33,7 @@ class Envelope:
     """The templates of one table within one source transaction (or snapshot chunk). Ordinals are the caller's."""
 
     def __init__(self, origin: Origin, table: Table, commit: tuple[int, int, int], *, snapshot: bool = False) -> None:
-        xid, lsn, commit_us = commit
+        _xid, lsn, commit_us = commit
         self.table = table
         self.timestamp_ms = commit_us // 1000
         self._position = b"%08x%016x" % (origin.epoch, lsn)
@@ -82,7 +82,8 @@ def _row(table: Table) -> bytes:
 
 
 def _tail(origin: Origin, table: Table, commit: tuple[int, int, int], snapshot: bool) -> bytes:
-    """`,"source":{…},"ts_ms":…,"transaction":null}` with %b vector, %b filled, %d ordinal. Debezium's field names first."""
+    """`,"source":{…},"ts_ms":…,"transaction":null}` with %b vector, %b filled, %d ordinal. Debezium's field names
+    first."""
     xid, lsn, commit_us = commit
     fixed = {
         "version": __version__,
@@ -101,6 +102,9 @@ def _tail(origin: Origin, table: Table, commit: tuple[int, int, int], snapshot: 
     }
     source = _json(fixed)[:-1].replace(b"%", b"%%")
     return (
-        b',"source":' + source + b',"vector":%b,"filled":%b,"ordinal":%d},"ts_ms":' + b"%d" % (commit_us // 1000)
+        b',"source":'
+        + source
+        + b',"vector":%b,"filled":%b,"ordinal":%d},"ts_ms":'
+        + b"%d" % (commit_us // 1000)
         + b',"transaction":null}'
     )

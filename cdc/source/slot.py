@@ -1,7 +1,7 @@
 """The replication slot and the publication: creating them, reading their state, and refusing a gap.
 
-PostgreSQL ≥ 15 silently starts at the slot's confirmed position when asked for something older, so a slot that was moved
-or recreated loses changes with no error. Progress and slot are therefore compared at every start.
+PostgreSQL ≥ 15 silently starts at the slot's confirmed position when asked for something older, so a slot that was
+moved or recreated loses changes with no error. Progress and slot are therefore compared at every start.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def ensure_publication(connection: Connection, config: Postgres, tables: Sequenc
         exists = connection.execute("SELECT 1 FROM pg_publication WHERE pubname = %s", (config.publication,)).fetchone()
         if not exists:
             connection.execute(
-                sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)").format(name, wanted)
+                sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)").format(
+                    name, wanted
+                )
             )
             return
         missing = [table for table in tables if not _published(connection, config.publication, table)]
@@ -93,12 +95,13 @@ def ensure_publication(connection: Connection, config: Postgres, tables: Sequenc
     except psycopg.Error as error:
         raise PreconditionError(
             f"publication {config.publication}: {' '.join(str(error).split())}",
-            hint="create it as the tables' owner: CREATE PUBLICATION … FOR TABLE … WITH (publish_via_partition_root = true)",
+            hint="create it as the tables' owner, WITH (publish_via_partition_root = true)",
         ) from error
 
 
 def check_gap(slot: Slot | None, progress: Progress | None, system: tuple[str, int], config: Postgres) -> None:
-    """Raises GapError when the changes between progress and slot are lost; PreconditionError for a slot of another kind."""
+    """Raises GapError when the changes between progress and slot are lost; PreconditionError for a slot of another
+    kind."""
     if slot is not None and slot.plugin != config.plugin:
         raise PreconditionError(
             f"slot {slot.name} was made for {slot.plugin}, the config says {config.plugin}",

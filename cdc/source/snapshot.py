@@ -1,8 +1,10 @@
-"""Table snapshots: chunks by key, read in parallel while streaming goes on, for all uses (initial, new table, backfill).
+"""Table snapshots: chunks by key, read in parallel while streaming goes on, for all uses (initial, new table,
+backfill).
 
-One coordinator a table walks the key; workers read chunks in threads. A chunk is bounded in rows and bytes, and handed to the
-reader, which places it among the stream (window.py), writes it and calls `written`. `after` moves only over chunks that
-are durable in Kafka without a hole between, so a killed snapshot resumes there and re-reads at most the chunks in flight.
+One coordinator a table walks the key; workers read chunks in threads. A chunk is bounded in rows and bytes, and
+handed to the reader, which places it among the stream (window.py), writes it and calls `written`. `after` moves only
+over chunks that are durable in Kafka without a hole between, so a killed snapshot resumes there and re-reads at most
+the chunks in flight.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import psycopg
 from psycopg import Connection, pq, sql
 
 from cdc.config import Config
-from cdc.errors import CdcError
 from cdc.kafka.progress import SnapshotState
 from cdc.log import get
 from cdc.metrics import SNAPSHOT_ROWS, SNAPSHOT_RUNNING
@@ -50,15 +51,20 @@ class TableSnapshot:
     next_number: int = 0
     finished: dict[int, tuple[list[str] | None, bool, int]] = field(default_factory=dict)
 
-    def advance(self, number: int, last: list[str] | None, final: bool, rows: int) -> SnapshotState:
-        """A chunk is durable: moves `after` as far as there is no hole."""
-        self.finished[number] = (last, final, rows)
+    def advance(self, number: int, chunk: Chunk) -> SnapshotState:
+        """A chunk is about to be durable: moves `after` as far as there is no hole."""
+        if chunk.whole:
+            self.finished[number] = (chunk.last_key, chunk.final, len(chunk.rows))
+        elif number == self.next_number:
+            self._move(chunk.last_key, False, len(chunk.rows))
         while (done := self.finished.pop(self.next_number, None)) is not None:
-            last, final, rows = done
             self.next_number += 1
-            after = last if last is not None else self.state.after
-            self.state = SnapshotState(done=final, after=after, rows=self.state.rows + rows)
+            self._move(*done)
         return self.state
+
+    def _move(self, last: list[str] | None, final: bool, rows: int) -> None:
+        after = last if last is not None else self.state.after
+        self.state = SnapshotState(done=final, after=after, rows=self.state.rows + rows)
 
 
 def low_high(connection: Connection, kind: str, chunk_id: str, name: Name) -> None:
@@ -84,7 +90,10 @@ class ChunkReader:
         """The key `limit` rows further on, None when the table ends before."""
         names = sql.SQL(", ").join(sql.Identifier(c.name) for c in self._keys)
         query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} OFFSET {} LIMIT 1").format(
-            sql.SQL(", ").join(self._key_texts()), self._from(), self._where(Span(after, None, 0)), names,
+            sql.SQL(", ").join(self._key_texts()),
+            self._from(),
+            self._where(Span(after, None, 0)),
+            names,
             sql.Literal(self._limit - 1),
         )
         row = self._connection.execute(query).fetchone()
@@ -117,7 +126,7 @@ class ChunkReader:
         finally:
             connection.execute("ROLLBACK")
         final = span.upto is None and not cut
-        return Chunk(chunk_id, name, self._table, rows, _running(shot[0]), last, final)
+        return Chunk(chunk_id, name, self._table, rows, _running(shot[0]), last, final, not cut)
 
     def _rows(self, span: Span) -> tuple[list[list[bytes]], list[str] | None, bool]:
         """`(rows, key of the last one, whether the byte limit cut them short)`."""
@@ -145,9 +154,7 @@ class ChunkReader:
         get, size = result.get_value, 0
         for r in range(result.ntuples):
             values = [get(r, c) for c in range(len(codecs))]
-            rows.append(
-                [NULL if value is None else codec(value) for codec, value in zip(codecs, values, strict=True)]
-            )
+            rows.append([NULL if value is None else codec(value) for codec, value in zip(codecs, values, strict=True)])
             size += sum([len(value) for value in values if value is not None])
         return size
 
@@ -168,7 +175,7 @@ class ChunkReader:
         for operator, key in ((sql.SQL(">"), span.after), (sql.SQL("<="), span.upto)):
             if key is not None:
                 values = sql.SQL(", ").join(
-                    sql.SQL("{}::{}").format(sql.Literal(text), sql.SQL(column.type_name))  # type: ignore[arg-type]
+                    sql.SQL("{}::{}").format(sql.Literal(text), sql.SQL(column.type_name))
                     for text, column in zip(key, self._keys, strict=True)
                 )
                 parts.append(sql.SQL("{} {} ({})").format(row, operator, values))
@@ -182,7 +189,8 @@ def _running(snapshot: str) -> frozenset[int]:
 
 
 class SnapshotJob:
-    """Snapshots one table. `offer` registers a chunk with the reader and resolves to False when it has to be read again."""
+    """Snapshots one table. `offer` registers a chunk with the reader and resolves to False when it has to be read
+    again."""
 
     def __init__(
         self,
@@ -190,7 +198,7 @@ class SnapshotJob:
         table: Table,
         expressions: list[sql.Composable],
         state: SnapshotState,
-        offer: Callable[[Chunk, int], asyncio.Future[bool]],
+        offer: Callable[[Chunk, TableSnapshot, int], asyncio.Future[bool]],
     ) -> None:
         self._config, self._table, self._expressions = config, table, expressions
         self.snapshot = TableSnapshot((table.schema, table.name), state)
@@ -238,16 +246,11 @@ class SnapshotJob:
         name = self.snapshot.name
         while True:
             chunk = await asyncio.to_thread(reader.read, span, name)
-            written = self._offer(chunk, span.number)
+            written = self._offer(chunk, self.snapshot, span.number)
             await asyncio.to_thread(reader.close_window, chunk)
             if not await written:
                 continue
             SNAPSHOT_ROWS.labels(".".join(name)).inc(len(chunk.rows))
-            if chunk.final or chunk.last_key is None or chunk.last_key == span.upto:
+            if chunk.whole:
                 return
             span = Span(chunk.last_key, span.upto, span.number)
-
-
-def snapshot_failed(error: CdcError, name: Name) -> None:
-    """One line for the log; the reader restarts the session."""
-    log.warning("snapshot interrupted", table=".".join(name), reason=error.message, hint=error.hint)

@@ -1,7 +1,7 @@
 """The replication stream over psycopg.pq: bytes of the plugin in, status updates out, nothing else.
 
-Protocol: PostgreSQL manual, "Streaming Replication Protocol". psycopg has no replication API; COPY_BOTH is driven by hand.
-Promises: messages come in the server's order; `send_status` may be called at any time, also while nobody reads.
+Protocol: PostgreSQL manual, "Streaming Replication Protocol". psycopg has no replication API; COPY_BOTH is driven by
+hand. Promises: messages come in the server's order; `send_status` may be called at any time, also while nobody reads.
 The caller's duty: call `send_status` on a timer, and confirm only what is durable.
 """
 
@@ -11,7 +11,6 @@ import asyncio
 import struct
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import psycopg
 from psycopg import pq, sql
@@ -55,9 +54,10 @@ class Stream:
             raise
         return cls(connection, loop)
 
-    def drain(self, limit: int) -> list[Any]:
-        """Payloads (memoryviews) that are here already, up to about `limit` bytes. Raises ConnectError at its end."""
-        pg, payloads, size = self._pg, [], 0
+    def drain(self, limit: int) -> list[bytes]:
+        """Payloads that are here already, up to about `limit` bytes. Raises ConnectError at its end."""
+        pg, size = self._pg, 0
+        payloads: list[bytes] = []
         try:
             pg.consume_input()
             while size < limit:
@@ -66,8 +66,10 @@ class Stream:
                     self._ended(count)
                     break
                 if data[0] == _XLOG_DATA:
-                    payloads.append(data[_HEADER:])
-                self.received_lsn = max(self.received_lsn, _WAL_END.unpack_from(data, 9 if data[0] == _XLOG_DATA else 1)[0])
+                    payloads.append(bytes(data[_HEADER:]))
+                self.received_lsn = max(
+                    self.received_lsn, _WAL_END.unpack_from(data, 9 if data[0] == _XLOG_DATA else 1)[0]
+                )
                 size += count
         except psycopg.Error as error:
             raise connect_error(error) from error
@@ -103,7 +105,9 @@ class Stream:
         if count == -1:
             result = self._pg.get_result()
             text = (result.error_message if result else b"").decode(errors="replace").strip()
-            raise ConnectError(f"the replication stream ended: {text or 'server closed it'}", hint="it is started again")
+            raise ConnectError(
+                f"the replication stream ended: {text or 'server closed it'}", hint="it is started again"
+            )
 
 
 def identify(config: Postgres) -> tuple[str, int]:
@@ -118,9 +122,7 @@ def identify(config: Postgres) -> tuple[str, int]:
 
 
 def _begin(connection: psycopg.Connection, slot: str, options: Mapping[str, str]) -> None:
-    pairs = [
-        sql.SQL("{} {}").format(sql.Identifier(key), sql.Literal(value)) for key, value in options.items()
-    ]
+    pairs = [sql.SQL("{} {}").format(sql.Identifier(key), sql.Literal(value)) for key, value in options.items()]
     # 0/0: from the slot's own confirmed position; what is at or below our progress is skipped by the reader.
     command = sql.SQL("START_REPLICATION SLOT {} LOGICAL 0/0 ({})").format(
         sql.Identifier(slot), sql.SQL(", ").join(pairs)

@@ -19,7 +19,7 @@ def partition_truncated(relation: Relation, root: Relation) -> PreconditionError
     return PreconditionError(
         f"the partition {relation.schema}.{relation.name} was truncated without {root.schema}.{root.name}: "
         "its rows are gone, but the stream does not name them",
-        hint="resync the table (docs/operations.md), and empty partitions by DELETE",
+        hint="run `cdc resync`, and empty partitions by DELETE",
     )
 
 

@@ -67,7 +67,7 @@ class Shape:
             table = f"{self.table.schema}.{self.table.name}"
             raise PreconditionError(
                 f"a delete of {table} lacks key columns: the replica identity does not cover the key",
-                hint=f"ALTER TABLE {table} REPLICA IDENTITY FULL, then resync the table (docs/operations.md)",
+                hint=f"ALTER TABLE {table} REPLICA IDENTITY FULL, then run `cdc resync`",
             )
 
 

@@ -1,12 +1,14 @@
 """Where a snapshot chunk belongs among the stream: by watermarks and visibility, never by LSNs.
 
-A chunk is read between two transactional messages, low and high (DBLog, Andreakis & Papapanagiotou 2020), in one REPEATABLE
-READ snapshot S. Its rows are emitted as if they were the changes of the high message's own transaction, so that they have a
-position, and less the keys that the stream touched between low and high. That is exact for this reason:
+A chunk is read between two transactional messages, low and high (DBLog, Andreakis & Papapanagiotou 2020), in one
+REPEATABLE READ snapshot S. Its rows are emitted as if they were the changes of the high message's own transaction,
+so that they have a position, and less the keys that the stream touched between low and high. That is exact for this
+reason:
 - a transaction visible in S committed before the high message, so its changes were delivered before the rows;
-- one not visible in S that the stream delivers after low has its keys dropped from the chunk: the stream's row is newer;
-- one not visible in S but delivered *before* low: its commit record was written, but it was still in the list of running
-  transactions when S was taken. It is found by its xid, which S lists as running, and the chunk is read again.
+- one not visible in S that the stream delivers after low has its keys dropped from the chunk: the stream's row is
+  newer;
+- one not visible in S but delivered *before* low: its commit record was written, but it was still in the list of
+  running transactions when S was taken. It is found by its xid, which S lists as running, and the chunk is read again.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Chunk:
     running: frozenset[int]
     last_key: list[str] | None  # text of the last row's key, None when the table ends here
     final: bool  # nothing of the table comes after it
+    whole: bool  # False: cut by its size, the rest of its span follows
 
 
 @dataclass(slots=True)

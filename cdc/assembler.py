@@ -1,0 +1,265 @@
+"""From the stream's events to chunks for Kafka: ordinals, keys, envelopes, snapshot rows, progress. No I/O.
+
+Promises: records come out in the source's order; every chunk's progress covers exactly what is in it and before it;
+what is at or below the progress it started from is skipped. A source transaction above the bounds is cut by ordinal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import msgspec
+
+from cdc.config import Config
+from cdc.envelope import SWEEP_KEY, TRUNCATE_KEY
+from cdc.errors import DecodeError
+from cdc.kafka.chunk import Chunk, Heartbeat
+from cdc.kafka.progress import Progress, SnapshotState
+from cdc.metrics import READER_RECORDS
+from cdc.position import Position
+from cdc.source.events import Begin, Commit, Event, Fragment, Message, Row, Table, Truncate
+from cdc.source.fill import Hole, has_hole
+from cdc.source.rows import Envelope, Origin
+from cdc.source.snapshot import TableSnapshot
+from cdc.source.window import Chunk as SnapshotChunk
+from cdc.source.window import Name, Windows
+
+_OPS = {"c": b"c", "u": b"u"}
+
+
+class Offer:
+    """A snapshot chunk that waits for its high message. `written` becomes True when durable, False to read it again."""
+
+    def __init__(self, chunk: SnapshotChunk, snapshot: TableSnapshot, number: int) -> None:
+        self.chunk, self.snapshot, self.number = chunk, snapshot, number
+        self.written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+
+class Assembly(Chunk):
+    """A chunk and what has to happen to it besides: holes to fill before, offers to answer after."""
+
+    __slots__ = ("holes", "offers", "oldest_us", "stream_bytes")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holes: list[Hole] = []
+        self.offers: list[Offer] = []
+        self.oldest_us = 0
+        self.stream_bytes = 0
+
+
+class Assembler:
+    """Feed it events in the order of the stream; take chunks when `ready`."""
+
+    def __init__(
+        self, config: Config, origin: Origin, progress: Progress, on_request: Callable[[dict[str, object]], None]
+    ) -> None:
+        self._config, self._origin, self._progress, self._on_request = config, origin, progress, on_request
+        self._skip = (progress.commit_lsn, progress.ordinal, progress.complete)
+        self._begin = Begin(0, 0, 0)
+        self._ordinal = self._skip_to = 0
+        self._in_transaction = False
+        self._envelopes: dict[int, tuple[Envelope, str, Name]] = {}
+        self._chunk = Assembly()
+        self._offers: dict[str, Offer] = {}
+        self.windows = Windows()
+        self.skipped = 0
+
+    def begin(self) -> None:
+        """Makes the first chunk carry the progress we start from, so that a new slot and its progress go together."""
+        self._chunk.progress = self._progress
+
+    @property
+    def pending_bytes(self) -> int:
+        """Size of what has not been taken yet."""
+        return self._chunk.nbytes
+
+    @property
+    def ready(self) -> bool:
+        """Something to write, and not in the middle of a transaction that still fits."""
+        return bool(self._chunk) and (not self._in_transaction or self.full)
+
+    @property
+    def full(self) -> bool:
+        """The bounds of a Kafka transaction are reached."""
+        kafka = self._config.kafka
+        return self._chunk.count >= kafka.transaction_rows or self._chunk.nbytes >= kafka.transaction_bytes
+
+    def take(self) -> Assembly:
+        """The chunk so far, with its progress; a new one begins."""
+        chunk, self._chunk = self._chunk, Assembly()
+        chunk.progress = self._progress
+        return chunk
+
+    def offer(self, chunk: SnapshotChunk, snapshot: TableSnapshot, number: int) -> asyncio.Future[bool]:
+        """Registers a snapshot chunk before its high message is written."""
+        offer = self._offers[chunk.id] = Offer(chunk, snapshot, number)
+        return offer.written
+
+    def add(self, event: Event) -> None:
+        """One event of the stream."""
+        kind = event.__class__
+        if kind is Row:
+            self._row(event)  # type: ignore[arg-type]
+        elif kind is Begin:
+            self._start(event)  # type: ignore[arg-type]
+        elif kind is Commit:
+            self._commit(event)  # type: ignore[arg-type]
+        elif kind is Message:
+            self._message(event)  # type: ignore[arg-type]
+        else:
+            self._truncate(event)  # type: ignore[arg-type]
+
+    def _start(self, begin: Begin) -> None:
+        lsn, ordinal, complete = self._skip
+        seen = begin.commit_lsn < lsn or (begin.commit_lsn == lsn and complete)
+        self._skip_to = 0xFFFF_FFFF if seen else ordinal if begin.commit_lsn == lsn else 0
+        self._begin, self._ordinal, self._in_transaction = begin, 0, True
+        self._envelopes.clear()
+        self.windows.delivered(begin.xid)
+
+    def _commit(self, commit: Commit) -> None:
+        self._in_transaction = False
+        if self._skip_to == 0xFFFF_FFFF:
+            self.skipped += 1
+            return
+        self._move(self._ordinal, complete=True, end_lsn=commit.end_lsn)
+
+    def _move(self, ordinal: int, *, complete: bool, end_lsn: int | None = None) -> None:
+        """Progress after the record just added."""
+        begin = self._begin
+        self._progress = msgspec.structs.replace(
+            self._progress,
+            commit_lsn=begin.commit_lsn,
+            ordinal=ordinal,
+            complete=complete,
+            end_lsn=self._progress.end_lsn if end_lsn is None else end_lsn,
+            commit_us=begin.commit_us,
+        )
+        chunk = self._chunk
+        chunk.progress = self._progress
+        chunk.oldest_us = chunk.oldest_us or begin.commit_us
+
+    def _next(self) -> int:
+        """The next ordinal, 0 when it is in Kafka already."""
+        self._ordinal += 1
+        return self._ordinal if self._ordinal > self._skip_to else 0
+
+    def _envelope(self, table: Table, *, snapshot: bool = False) -> tuple[Envelope, str, Name]:
+        slot = id(table) * 2 + snapshot
+        found = self._envelopes.get(slot)
+        if found is None:
+            begin = self._begin
+            envelope = Envelope(self._origin, table, (begin.xid, begin.commit_lsn, begin.commit_us), snapshot=snapshot)
+            topic = self._config.kafka.table_topic(table.schema, table.name)
+            found = self._envelopes[slot] = (envelope, topic, (table.schema, table.name))
+        return found
+
+    def _row(self, row: Row) -> None:
+        envelope, topic, name = self._envelope(row.table)
+        moved = row.op == "u" and row.old is not None
+        if row.old is not None:  # a delete, or a key change
+            key = envelope.key(row.old)
+            self._touch(name, key)
+            if ordinal := self._next():
+                self._delete(envelope, topic, key, row.old, ordinal)
+        if row.new is not None:
+            key = envelope.key(row.new)
+            self._touch(name, key)
+            if ordinal := self._next():
+                self._upsert(envelope, topic, b"c" if moved else _OPS[row.op], key, row.new, ordinal)
+        if self.full:
+            self._move(self._ordinal, complete=False)
+
+    def _touch(self, name: Name, key: bytes) -> None:
+        if self.windows.by_table:
+            self.windows.touch(name, key)
+
+    def _upsert(self, envelope: Envelope, topic: str, op: bytes, key: bytes, row: list[Fragment], ordinal: int) -> None:
+        if has_hole(row):
+            self._chunk.add(topic, key, None, envelope.timestamp_ms, [])
+            index = len(self._chunk.records[topic]) - 1
+            self._chunk.holes.append(Hole(topic, index, envelope, op, ordinal, row))
+            return
+        value, headers = envelope.upsert(op, row, ordinal)
+        self._chunk.add(topic, key, value, envelope.timestamp_ms, headers)
+
+    def _delete(self, envelope: Envelope, topic: str, key: bytes, old: list[Fragment], ordinal: int) -> None:
+        value, headers = envelope.delete(old, ordinal)
+        self._chunk.add(topic, key, value, envelope.timestamp_ms, headers)
+        self._chunk.add(topic, key, None, envelope.timestamp_ms, headers)
+
+    def _truncate(self, event: Truncate) -> None:
+        for table in event.tables:
+            envelope, topic, name = self._envelope(table)
+            self.windows.truncate(name)
+            if ordinal := self._next():
+                below = Position(self._origin.epoch, self._begin.commit_lsn, ordinal).encode().decode()
+                self._mark(envelope, topic, TRUNCATE_KEY, below, ordinal)
+
+    def _mark(self, envelope: Envelope, topic: str, key: bytes, below: str, ordinal: int) -> None:
+        value, headers = envelope.marker(below, ordinal)
+        self._chunk.mark(topic, key, value, envelope.timestamp_ms, headers)
+
+    def _message(self, message: Message) -> None:
+        """Heartbeats, watermarks of snapshots, requests; each in a transaction of its own."""
+        try:
+            content = json.loads(message.content)
+            kind = content["kind"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DecodeError(
+                f"a logical message with prefix {message.prefix} is not ours", hint="do not use that prefix elsewhere"
+            ) from error
+        if kind == "low":
+            self.windows.low(content["chunk"], tuple(content["table"]))
+        elif kind == "high":
+            self._high(content["chunk"])
+        elif self._skip_to:
+            return
+        elif kind == "heartbeat":
+            begin = self._begin
+            position = Position(self._origin.epoch, begin.commit_lsn, 0)
+            self._chunk.heartbeat = Heartbeat(begin.commit_us, position)
+        else:
+            self._on_request(content)
+
+    def _high(self, chunk_id: str) -> None:
+        """A snapshot chunk's place in the stream."""
+        window, offer = self.windows.high(chunk_id), self._offers.pop(chunk_id, None)
+        if offer is None:
+            return  # of an earlier run; that chunk is read again
+        chunk = offer.chunk
+        if window is None or window.truncated or self.windows.raced(window, chunk.running):
+            offer.written.set_result(False)
+            return
+        envelope, topic, _name = self._envelope(chunk.table, snapshot=True)
+        for row in chunk.rows:
+            key = envelope.key(row)
+            if key not in window.keys:
+                value, headers = envelope.upsert(b"r", row, self._next())
+                self._chunk.add(topic, key, value, envelope.timestamp_ms, headers)
+        self._finish(offer, envelope, topic)
+
+    def _finish(self, offer: Offer, envelope: Envelope, topic: str) -> None:
+        """Progress of the table's snapshot; after the last chunk of a new epoch, the sweep."""
+        chunk = offer.chunk
+        name = ".".join(chunk.name)
+        state = offer.snapshot.advance(offer.number, chunk)
+        self.set_snapshot(name, state)
+        if state.done and self._origin.epoch > 1:
+            below = Position(self._origin.epoch, 0, 0).encode().decode()
+            self._mark(envelope, topic, SWEEP_KEY, below, self._next())
+        self._chunk.offers.append(offer)
+
+    def set_snapshot(self, name: str, state: SnapshotState) -> None:
+        """Notes the state of a table's snapshot in the progress that goes with the next chunk."""
+        snapshots = {**self._progress.snapshots, name: state}
+        self._progress = msgspec.structs.replace(self._progress, snapshots=snapshots)
+        self._chunk.progress = self._progress
+
+    def count(self, chunk: Assembly) -> None:
+        """Metrics, once the chunk is durable."""
+        for topic, records in chunk.records.items():
+            READER_RECORDS.labels(topic.removeprefix(self._config.kafka.prefix + "."), "all").inc(len(records))

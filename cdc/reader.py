@@ -1,0 +1,240 @@
+"""The reader: PostgreSQL's stream into Kafka. The loop, nothing else; the start is session.py, the shaping
+assembler.py.
+
+Two tasks share one loop: `_pump` decodes what the stream brings, `_ship` writes chunks. Feedback for the slot only ever
+says what is durable in Kafka together with its progress record. Status goes out on a timer, whatever Kafka does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from cdc.assembler import Assembler, Assembly
+from cdc.config import Config
+from cdc.errors import CdcError, ConnectError, GapError
+from cdc.kafka.progress import Progress, SnapshotState
+from cdc.log import get
+from cdc.metrics import (
+    COMMIT_TO_KAFKA,
+    READER_BATCH,
+    READER_BUFFER,
+    READER_BYTES,
+    READER_COMMIT_TIME,
+    READER_EPOCH,
+    READER_FEEDBACK,
+    READER_PROGRESS,
+    READER_RETRIES,
+    SOURCE_GAP,
+    SOURCE_HEARTBEAT,
+)
+from cdc.session import Session, open_session, wanted_snapshots
+from cdc.source.fill import fill
+from cdc.source.heartbeat import beat
+from cdc.source.rows import Origin
+from cdc.source.snapshot import SnapshotJob
+from cdc.source.stream import SlotBusy
+from cdc.source.watch import watch
+
+log = get(__name__)
+DRAIN_BYTES = 256 << 10  # decoded in one go: about 5 ms, in which nothing else runs
+GAP_SECONDS = 15.0  # a refused reader stays up that long, so that Prometheus (5 s) sees why
+BACKOFF = (0.2, 10.0)  # seconds: first and longest wait before a session is tried again
+STANDBY_SECONDS = 1.0  # how often a standby asks for the slot
+
+
+class Reader:
+    """Runs sessions until stopped; a lost server means a new session, anything else ends the process."""
+
+    def __init__(self, config: Config, *, gap_seconds: float = GAP_SECONDS) -> None:
+        self._config = config
+        self._gap_seconds = gap_seconds
+        self._stop = asyncio.Event()
+        self.progress: Progress | None = None
+
+    def stop(self) -> None:
+        """Ends `run`; what is under way is finished or repeated at the next start, never lost."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Until `stop`. Raises GapError, PreconditionError, FencedError … when only a person can help."""
+        wait = BACKOFF[0]
+        while not self._stop.is_set():
+            begun = time.monotonic()
+            try:
+                await self._or_stop(self._session())
+            except SlotBusy as busy:
+                log.info("standing by", reason=busy.message)
+                await self._or_stop(asyncio.sleep(STANDBY_SECONDS))
+            except ConnectError as error:
+                wait = BACKOFF[0] if time.monotonic() - begun > BACKOFF[1] else min(wait * 2, BACKOFF[1])
+                READER_RETRIES.labels(self._config.source_name, type(error).__name__).inc()
+                log.warning("waiting", reason=error.message, hint=error.hint, seconds=round(wait, 1))
+                await self._or_stop(asyncio.sleep(wait * random.uniform(0.5, 1)))
+            except GapError as error:
+                SOURCE_GAP.labels(self._config.source_name).set(1)
+                log.critical("refusing to run", reason=error.message, hint=error.hint)
+                await self._or_stop(asyncio.sleep(self._gap_seconds))
+                raise
+
+    async def _or_stop(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs `work` until it ends or `stop` is called."""
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                await task
+        finally:
+            for each in (task, stop):
+                each.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
+
+    async def _session(self) -> None:
+        session = await open_session(self._config)
+        SOURCE_GAP.labels(self._config.source_name).set(0)
+        try:
+            await _Run(self._config, session, self).work()
+        except* CdcError as group:
+            raise _worst(group) from group
+        finally:
+            await session.close()
+
+
+class _Run:
+    """One session at work."""
+
+    def __init__(self, config: Config, session: Session, reader: Reader) -> None:
+        self._config, self._session, self._reader = config, session, reader
+        self._durable = reader.progress = session.progress
+        origin = Origin(config.source_name, session.database, session.progress.epoch)
+        self._assembler = Assembler(config, origin, session.progress, self._request)
+        self._ready = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._wanted: asyncio.Queue[tuple[tuple[str, str], SnapshotState]] = asyncio.Queue()
+
+    async def work(self) -> None:
+        """Until cancelled or a task fails."""
+        config, session = self._config, self._session
+        log.info("reading", position=str(session.progress.position), tables=len(session.tables))
+        self._assembler.begin()
+        self._ready.set()
+        for name, state in wanted_snapshots(config, session).items():
+            self._wanted.put_nowait((name, state))
+        async with asyncio.TaskGroup() as group:
+            for task in (self._pump(), self._ship(), self._status(), self._snapshots()):
+                group.create_task(task)
+            group.create_task(beat(config.postgres))
+            group.create_task(watch(config, session.tables))
+
+    async def _pump(self) -> None:
+        """Decodes what has arrived; waits while the chunk is full and the writer busy."""
+        stream, decode, assembler = self._session.stream, self._session.decoder.decode, self._assembler
+        received = READER_BYTES.labels(self._config.source_name)
+        while True:
+            payloads = stream.drain(DRAIN_BYTES)
+            received.inc(stream.drained_bytes)
+            for payload in payloads:
+                event = decode(payload)
+                if event is not None:
+                    assembler.add(event)
+                    if assembler.full:
+                        await self._room()
+            if assembler.ready:
+                self._ready.set()
+            await (asyncio.sleep(0) if payloads else stream.wait(self._config.postgres.status_seconds))
+
+    async def _room(self) -> None:
+        """Back-pressure: until the writer took the full chunk."""
+        self._ready.set()
+        READER_BUFFER.labels(self._config.source_name).set(self._assembler.pending_bytes)
+        while self._assembler.full:
+            self._taken.clear()
+            await self._taken.wait()
+
+    async def _ship(self) -> None:
+        """Writes one chunk after the other; while one is under way the next grows."""
+        while True:
+            await self._ready.wait()
+            self._ready.clear()
+            if not self._assembler.ready:
+                continue
+            chunk = self._assembler.take()
+            self._taken.set()
+            if chunk.holes:
+                await asyncio.to_thread(self._fill, chunk)
+            written = await self._session.writer.write(chunk)
+            self._settle(chunk, written.durable_us)
+            if self._assembler.ready:
+                self._ready.set()
+
+    def _fill(self, chunk: Assembly) -> None:
+        session = self._session
+        tables = {id(hole.envelope.table): hole.envelope.table for hole in chunk.holes}
+        columns = {f"{t.schema}.{t.name}": session.catalog.text_columns(t) for t in tables.values()}
+        fill(session.connection, chunk.holes, columns)
+        for hole in chunk.holes:
+            names = [hole.envelope.table.columns[i].name for i in hole.filled]
+            value, headers = hole.envelope.upsert(hole.op, hole.row, hole.ordinal, names)
+            key, _, timestamp, _ = chunk.records[hole.topic][hole.index]
+            chunk.records[hole.topic][hole.index] = (key, value, timestamp, headers)
+
+    def _settle(self, chunk: Assembly, durable_us: int) -> None:
+        """The chunk is durable: feedback, answers to snapshots, metrics."""
+        source = self._config.source_name
+        if chunk.progress is not None:
+            self._durable = self._reader.progress = chunk.progress
+            self._feedback()
+        for offer in chunk.offers:
+            offer.written.set_result(True)
+        self._assembler.count(chunk)
+        READER_BATCH.labels(source).observe(chunk.count)
+        READER_BUFFER.labels(source).set(self._assembler.pending_bytes)
+        READER_PROGRESS.labels(source).set(self._durable.end_lsn)
+        READER_EPOCH.labels(source).set(self._durable.epoch)
+        if chunk.oldest_us:
+            COMMIT_TO_KAFKA.labels(source).observe(max(0.0, (durable_us - chunk.oldest_us) / 1e6))
+            READER_COMMIT_TIME.labels(source).set(self._durable.commit_us / 1e6)
+        if chunk.heartbeat is not None:
+            SOURCE_HEARTBEAT.labels(source).set(chunk.heartbeat.ts_us / 1e6)
+
+    def _feedback(self) -> None:
+        """Tells the slot what is durable, never more."""
+        self._session.stream.send_status(self._durable.end_lsn)
+        READER_FEEDBACK.labels(self._config.source_name).set_to_current_time()
+
+    async def _status(self) -> None:
+        """On a timer: an unanswered wal_sender_timeout would end the stream."""
+        while True:
+            self._feedback()
+            await asyncio.sleep(self._config.postgres.status_seconds)
+
+    def _request(self, content: dict[str, object]) -> None:
+        """A logical message asks for a table's snapshot. Noted in progress, so that a restart does not forget it."""
+        table = content.get("table")
+        if content.get("kind") != "snapshot" or not isinstance(table, list) or tuple(table) not in self._session.tables:
+            log.warning("request not understood", reason="unknown kind or table", hint="use `cdc snapshot TABLE`")
+            return
+        name = (str(table[0]), str(table[1]))
+        state = SnapshotState()
+        self._assembler.set_snapshot(".".join(name), state)
+        self._wanted.put_nowait((name, state))
+
+    async def _snapshots(self) -> None:
+        """One table after the other, while the stream goes on."""
+        while True:
+            name, state = await self._wanted.get()
+            catalog = self._session.catalog
+            table = catalog.table(*name)
+            job = SnapshotJob(self._config, table, catalog.text_columns(table), state, self._assembler.offer)
+            await job.run()
+
+
+def _worst(group: BaseExceptionGroup[CdcError]) -> CdcError:
+    """The one error to show: what cannot be retried outranks a lost connection."""
+    errors: list[CdcError] = []
+    for error in group.exceptions:
+        errors.append(_worst(error) if isinstance(error, BaseExceptionGroup) else error)
+    return next((error for error in errors if not isinstance(error, ConnectError)), errors[0])

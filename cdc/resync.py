@@ -1,0 +1,49 @@
+"""Resync: when the source's history broke, a new epoch. Every table is read again, and what no longer exists is swept.
+
+Needed after a gap: the slot lost, moved or recreated, another server or timeline, a restore. Readers of the stores go on
+all the while: rows of the new epoch outrank the old ones as they arrive, and the sweep at each snapshot's end removes
+those that were deleted unseen.
+"""
+
+from __future__ import annotations
+
+from cdc.config import Config
+from cdc.errors import PreconditionError
+from cdc.kafka.chunk import Chunk
+from cdc.kafka.progress import Progress, read_progress
+from cdc.kafka.topics import ensure_topics
+from cdc.kafka.writer import Writer
+from cdc.session import first_progress, usable
+from cdc.source.catalog import Catalog
+from cdc.source.connection import connect
+from cdc.source.slot import create_slot, drop_slot, read_slot
+from cdc.source.stream import identify
+
+
+async def resync(config: Config) -> Progress:
+    """Recreates the slot and writes the progress of a new epoch; the next `cdc reader` does the rest.
+
+    Raises PreconditionError while a reader is running, ConnectError. May be repeated after a failure.
+    """
+    catalog = Catalog(None, config)
+    try:
+        tables = usable(catalog.selected_tables(), config)
+    finally:
+        catalog.close()
+    writer = Writer(config, await ensure_topics(config.kafka, tables))
+    with connect(config.postgres) as connection:
+        slot = read_slot(connection, config.postgres.slot)
+        if slot is not None and slot.active:
+            raise PreconditionError(f"slot {slot.name} is in use by a reader", hint="stop `cdc reader` first")
+        await writer.start()  # fences, so that the progress read next is the last
+        try:
+            old = await read_progress(config)
+            drop_slot(connection, config.postgres.slot)
+            start = create_slot(connection, config.postgres)
+            chunk = Chunk()
+            epoch = old.epoch + 1 if old else 1
+            chunk.progress = first_progress(config, identify(config.postgres), start, epoch=epoch)
+            await writer.write(chunk)
+        finally:
+            await writer.close()
+    return chunk.progress

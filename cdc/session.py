@@ -1,0 +1,162 @@
+"""The start of a reader, in the order that loses nothing: slot, fence, progress, comparison, stream.
+
+1. What is selected: tables, their identities; topics made or checked.
+2. Acquire the slot (a busy slot makes this reader a standby).
+3. Fence the old writer (InitProducerId), so that nothing can be committed behind our back.
+4. Read progress (read_committed).
+5. Compare: a slot ahead of progress, missing, lost, or of another server is a gap; refused, with the remedy.
+6. What is at or below progress will be skipped by the assembler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import cast
+
+from psycopg import Connection
+
+from cdc.config import Config
+from cdc.errors import PreconditionError
+from cdc.kafka.progress import Progress, SnapshotState, read_progress
+from cdc.kafka.topics import ensure_topics
+from cdc.kafka.writer import Writer
+from cdc.source.catalog import Catalog, SelectedTable
+from cdc.source.connection import connect
+from cdc.source.events import Decoder
+from cdc.source.pgoutput import PgoutputDecoder
+from cdc.source.slot import Slot, check_gap, create_slot, ensure_publication, read_slot
+from cdc.source.stream import Stream, identify
+from cdc.source.wal2json import Wal2jsonDecoder
+
+
+@dataclass(slots=True)
+class Session:
+    """Everything a running reader holds. Close it with `close`."""
+
+    stream: Stream
+    writer: Writer
+    decoder: Decoder
+    catalog: Catalog
+    connection: Connection  # beside the stream: re-selects
+    database: str
+    progress: Progress
+    tables: list[tuple[str, str]]
+
+    async def close(self) -> None:
+        """Frees the slot, then the rest."""
+        self.stream.close()
+        await self.writer.close()
+        self.catalog.close()
+        self.connection.close()
+
+
+async def open_session(config: Config) -> Session:
+    """The steps above. Raises SlotBusy, GapError, PreconditionError, TopicError, ConnectError, FencedError."""
+    catalog = Catalog(None, config)
+    tables = usable(catalog.selected_tables(), config)  # 1
+    partitions = await ensure_topics(config.kafka, tables)
+    connection = connect(config.postgres)
+    try:
+        return await _open(config, catalog, connection, tables, partitions)
+    except BaseException:
+        connection.close()
+        catalog.close()
+        raise
+
+
+async def _open(
+    config: Config,
+    catalog: Catalog,
+    connection: Connection,
+    tables: list[tuple[str, str]],
+    partitions: dict[str, int],
+) -> Session:
+    if config.postgres.plugin == "pgoutput":
+        ensure_publication(connection, config.postgres, tables)
+    writer = Writer(config, partitions)
+    slot = read_slot(connection, config.postgres.slot)
+    if slot is None or slot.plugin != config.postgres.plugin or slot.lost:
+        await writer.start()
+        try:
+            slot = await _fresh_slot(config, connection, slot)
+        finally:
+            await writer.close()
+    decoder = decoder_for(config, catalog)
+    stream = Stream.start(config.postgres, decoder.options(), asyncio.get_running_loop())  # 2
+    try:
+        writer = Writer(config, partitions)
+        await writer.start()  # 3
+        progress = await _progress(config, connection)  # 4, 5
+    except BaseException:
+        stream.close()
+        await writer.close()
+        raise
+    database = connection.info.dbname
+    return Session(stream, writer, decoder, catalog, connection, database, progress, tables)  # 6
+
+
+async def _fresh_slot(config: Config, connection: Connection, slot: Slot | None) -> Slot:
+    """Creates the slot when nothing was ever read; refuses what would lose changes."""
+    check_gap(slot, await read_progress(config), identify(config.postgres), config.postgres)
+    create_slot(connection, config.postgres)
+    return cast(Slot, read_slot(connection, config.postgres.slot))
+
+
+async def _progress(config: Config, connection: Connection) -> Progress:
+    slot = cast(Slot, read_slot(connection, config.postgres.slot))
+    system = identify(config.postgres)
+    progress = await read_progress(config)
+    check_gap(slot, progress, system, config.postgres)
+    if progress is not None:
+        return progress
+    return first_progress(config, system, slot.confirmed_lsn, epoch=1)
+
+
+def first_progress(config: Config, system: tuple[str, int], end_lsn: int, *, epoch: int) -> Progress:
+    """Nothing read yet: the stream starts at `end_lsn`."""
+    return Progress(
+        source=config.source_name,
+        slot=config.postgres.slot,
+        system_id=system[0],
+        timeline=system[1],
+        epoch=epoch,
+        end_lsn=end_lsn,
+    )
+
+
+def decoder_for(config: Config, catalog: Catalog) -> Decoder:
+    """The configured plugin's decoder."""
+    return PgoutputDecoder(catalog) if config.postgres.plugin == "pgoutput" else Wal2jsonDecoder(catalog)
+
+
+def usable(selected: list[SelectedTable], config: Config) -> list[tuple[str, str]]:
+    """Names of the selected tables. Raises PreconditionError: none, no usable identity, a key that does not travel."""
+    if not selected:
+        raise PreconditionError(
+            f"no table matches {', '.join(config.postgres.tables)}",
+            hint="correct [postgres] tables, or create the table (sql/010_memories.sql)",
+        )
+    for table in selected:
+        name = f"{table.schema}.{table.name}"
+        if table.unusable and config.postgres.missing_identity == "refuse":
+            raise PreconditionError(
+                f"updates and deletes of {', '.join(table.unusable)} would be lost: it has no usable replica identity",
+                hint=f"{table.remedy} (or [postgres] missing_identity = 'allow': inserts only)",
+            )
+        settings = config.table(table.schema, table.name)
+        hidden = [column for column in table.key if not settings.keeps(column) or column in settings.mask]
+        if hidden:
+            raise PreconditionError(
+                f"the key column {hidden[0]} of {name} is excluded or masked: records would have no key",
+                hint=f"keep {hidden[0]} as it is, or choose another primary key",
+            )
+    return [(table.schema, table.name) for table in selected]
+
+
+def wanted_snapshots(config: Config, session: Session) -> dict[tuple[str, str], SnapshotState]:
+    """Tables whose snapshot is not complete. With snapshot = 'never' a new table counts as done."""
+    known = session.progress.snapshots
+    never = config.postgres.snapshot == "never"
+    states = {name: known.get(".".join(name), SnapshotState(done=never)) for name in session.tables}
+    return {name: state for name, state in states.items() if not state.done}

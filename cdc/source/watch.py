@@ -1,0 +1,56 @@
+"""What is watched beside the stream: the slot's state and the tables' row counts, for metrics and alerts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import psycopg
+from psycopg import Connection, sql
+
+from cdc.config import Config
+from cdc.metrics import SLOT_ACTIVE, SLOT_LOST, SLOT_RETAINED, SLOT_SAFE, SOURCE_ROWS
+from cdc.source.connection import connect, connect_error
+from cdc.source.slot import Slot, read_slot
+
+SLOT_SECONDS = 5.0  # as often as Prometheus scrapes
+COUNT_SHARE = 0.02  # share of the time that counting rows may take
+COUNT_SECONDS = 10.0  # at most that often
+
+
+def show_slot(slot: Slot) -> None:
+    """Sets the slot's gauges."""
+    SLOT_RETAINED.labels(slot.name).set(slot.retained_bytes)
+    SLOT_ACTIVE.labels(slot.name).set(slot.active)
+    SLOT_LOST.labels(slot.name).set(slot.lost)
+    if slot.safe_bytes is not None:
+        SLOT_SAFE.labels(slot.name).set(slot.safe_bytes)
+
+
+def _count(connection: Connection, tables: Sequence[tuple[str, str]]) -> float:
+    """Counts every table; returns when the next count is due (monotonic seconds)."""
+    begun = time.monotonic()
+    for schema, name in tables:
+        row = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(schema, name))).fetchone()
+        SOURCE_ROWS.labels(f"{schema}.{name}").set(row[0] if row else 0)
+    taken = time.monotonic() - begun
+    return begun + taken + max(COUNT_SECONDS, taken / COUNT_SHARE)
+
+
+async def watch(config: Config, tables: Sequence[tuple[str, str]]) -> None:
+    """For ever. Raises ConnectError when the source is away."""
+    connection = await asyncio.to_thread(connect, config.postgres, name="memory-cdc watch")
+    due = 0.0
+    try:
+        while True:
+            slot = await asyncio.to_thread(read_slot, connection, config.postgres.slot)
+            if slot is not None:
+                show_slot(slot)
+            if time.monotonic() >= due:
+                due = await asyncio.to_thread(_count, connection, tables)
+            await asyncio.sleep(SLOT_SECONDS)
+    except psycopg.Error as error:
+        raise connect_error(error) from error
+    finally:
+        connection.close()
