@@ -76,6 +76,8 @@ class Runtime:
         self._committed: Offsets = {}
         self._next_commit = self._next_check = 0.0  # loop time
         self._again: Iterator[float] | None = None  # delays, while refills follow each other
+        self._counting: asyncio.Future[None] = asyncio.Future()
+        self._counting.set_result(None)
         self._dead_letters = DeadLetters(config, store.name)
         self.freshness = Freshness(config, store.name)
         self.gauges = Gauges(store.name, counts)
@@ -120,9 +122,9 @@ class Runtime:
                 f"Kafka at {self._config.kafka.bootstrap} refuses: {error!r}", hint="`cdc doctor` says what is missing"
             ) from error
         finally:
-            await self._close(stopping, listening)
+            await self._close(stopping, listening, self._counting)
 
-    async def _close(self, *tasks: asyncio.Task[object]) -> None:
+    async def _close(self, *tasks: asyncio.Future[Any]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -271,7 +273,16 @@ class Runtime:
         self.gauges.up(True)
         self.gauges.lag(self.partitions.lag())
         tables = sorted({self._topics.split(topic) for topic, _partition in self.partitions.reached})
-        await self._insist("counting rows", lambda: self.gauges.count(tables))
+        if self._counting.done():
+            self._counting.result()
+            self._counting = asyncio.ensure_future(self._count(tables))
+
+    async def _count(self, tables: Sequence[tuple[str, str]]) -> None:
+        """Beside the loop: counting a large store takes seconds. What fails here, the store's check reports."""
+        try:
+            await self.gauges.count(tables)
+        except (ConnectError, StoreLost) as error:
+            LOG.warning("rows not counted this time", store=self._store.name, reason=str(error))
 
     async def _insist(self, doing: str, step: Callable[[], Awaitable[T]]) -> T:
         """Tries a step until it succeeds, for as long as the policy says to wait; any other error goes up."""
