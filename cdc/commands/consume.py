@@ -1,0 +1,75 @@
+"""`cdc consume STORE`: Kafka → a store, until SIGTERM or Ctrl-C. The index's process also answers searches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from cdc.commands.configuration import configuration
+
+if TYPE_CHECKING:
+    from cdc.config import Config
+
+app = typer.Typer(help="Keeps a store in step with the topics.", no_args_is_help=True)
+
+
+@app.command("redis")
+def consume_redis(context: typer.Context) -> None:
+    """Keeps working memory in Redis."""
+    import uvloop
+
+    config = _begin(context, "redis")
+    uvloop.run(_redis(config))
+
+
+@app.command("faiss")
+def consume_faiss(context: typer.Context) -> None:
+    """Keeps the FAISS index and serves searches over HTTP."""
+    import uvloop
+
+    config = _begin(context, "faiss")
+    uvloop.run(_faiss(config))
+
+
+def _begin(context: typer.Context, store: str) -> Config:
+    from cdc import log, metrics
+
+    log.configure(f"consumer-{store}", verbose=context.obj.verbose)
+    config = configuration(context)
+    port = config.metrics.redis_port if store == "redis" else config.metrics.faiss_port
+    port = metrics.serve(config.metrics.host, port)
+    log.get(__name__).info("metrics are served", store=store, address=f"{config.metrics.host}:{port}")
+    return config
+
+
+async def _redis(config: Config) -> None:
+    from consumers.redis import RedisStore
+    from consumers.runtime import Runtime
+
+    store = RedisStore(config)
+    runtime = Runtime(
+        config, store, exclusive=False, counts=store, tables=config.postgres.tables,
+        check_seconds=config.redis.check_seconds,
+    )  # fmt: skip
+    await runtime.serve()
+
+
+async def _faiss(config: Config) -> None:
+    from cdc import log
+    from cdc.commands.searching import parts
+    from consumers.faiss import FaissStore
+    from consumers.gateway.app import create_app
+    from consumers.gateway.server import GatewayServer
+    from consumers.redis import RedisStore
+    from consumers.runtime import Runtime
+
+    store, memory = FaissStore(config), RedisStore(config)
+    runtime = Runtime(config, store, exclusive=True, counts=store, tables=(config.faiss.table,))
+    app = create_app(parts(config, store, memory, runtime))
+    try:
+        async with GatewayServer(app, config.gateway.host, config.gateway.port) as gateway:
+            log.get(__name__).info("searches are answered", address=f"{config.gateway.host}:{gateway.port}")
+            await runtime.serve()
+    finally:
+        await memory.close()

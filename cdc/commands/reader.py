@@ -1,0 +1,34 @@
+"""`cdc reader`: PostgreSQL → Kafka, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from cdc.commands.configuration import configuration
+
+if TYPE_CHECKING:
+    from cdc.config import Config
+
+
+def reader(context: typer.Context) -> None:
+    """Streams PostgreSQL's changes into Kafka."""
+    import uvloop
+
+    from cdc import log, metrics
+
+    log.configure("reader", verbose=context.obj.verbose)
+    config = configuration(context)
+    port = metrics.serve(config.metrics.host, config.metrics.reader_port)
+    log.get(__name__).info("metrics are served", address=f"{config.metrics.host}:{port}")
+    uvloop.run(_read(config))
+
+
+async def _read(config: Config) -> None:
+    from cdc.commands.stopping import on_signal
+    from cdc.reader import Reader
+
+    reader = Reader(config)
+    with on_signal(reader.stop):
+        await reader.run()
