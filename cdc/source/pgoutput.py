@@ -190,27 +190,33 @@ def _nothing(_: bytes) -> None:
 
 def _tuple(data: bytes, at: int, shape: _Shape) -> tuple[list[Fragment], int]:
     """TupleData from `at` → (a fragment a column of the table, offset after it)."""
-    columns = shape.columns
-    if _INT16(data, at)[0] != len(columns):
+    if _INT16(data, at)[0] != len(shape.columns):
         raise DecodeError(f"pgoutput: the row at byte {at} does not have its relation's columns", hint=_HINT)
     row: list[Fragment] = [UNCHANGED] * len(shape.table.columns)
-    at += 2
-    for place, codec in columns:
+    try:
+        return row, _values(data, at + 2, shape, row)
+    except DecodeError as error:
+        table = f"{shape.table.schema}.{shape.table.name}"
+        raise DecodeError(f"pgoutput: a row of {table} at byte {at}: {error.message}", hint=error.hint) from error
+
+
+def _values(data: bytes, at: int, shape: _Shape, row: list[Fragment]) -> int:
+    for place, codec in shape.columns:
         kind = data[at]
         at += 1
         if kind == _TEXT:
             start = at + 4
             at = start + _INT32(data, at)[0]
             if at > len(data):
-                raise DecodeError(f"pgoutput: a value at byte {start} is cut off", hint=_HINT)
+                raise DecodeError(f"a value at byte {start} is cut off", hint=_HINT)
             if place >= 0:
                 row[place] = codec(data[start:at])
         elif kind == _NULL:
             if place >= 0:
                 row[place] = NULL
         elif kind != _TOAST:
-            raise DecodeError(f"pgoutput: unknown kind of value at byte {at - 1}", hint=_HINT)
-    return row, at
+            raise DecodeError(f"unknown kind of value at byte {at - 1}", hint=_HINT)
+    return at
 
 
 def _forget(old: list[Fragment], table: Table) -> None:

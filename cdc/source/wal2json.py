@@ -112,6 +112,8 @@ class Wal2jsonDecoder:
             if action == 68:  # D
                 return self._delete(_change(payload))
             return self._other(action, payload)
+        except DecodeError as error:
+            raise error if error.message.startswith("wal2json") else _of_plugin(error) from error
         except msgspec.DecodeError as error:  # msgspec's message names the byte
             raise DecodeError(f"wal2json: {error}", hint=_HINT) from error
         except UnicodeDecodeError as error:
@@ -207,6 +209,10 @@ class Wal2jsonDecoder:
             return False
         found = [self._catalog.relation_named(schema, table) for schema, table in names]
         return all(relation is not None and not relation.partitioned for relation in found)
+
+
+def _of_plugin(error: DecodeError) -> DecodeError:
+    return DecodeError(f"wal2json: {error.message}", hint=error.hint)
 
 
 def _merge(new: list[Fragment], old: Sequence[Fragment]) -> None:

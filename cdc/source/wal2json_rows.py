@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from cdc.errors import PreconditionError
+from cdc.errors import DecodeError, PreconditionError
 from cdc.source.catalog import Catalog
 from cdc.source.events import NULL, UNCHANGED, UNKNOWN, Column, Fragment, Table
 from cdc.source.layout import Seen, travelling
@@ -43,6 +43,13 @@ class Shape:
 
     def decode(self, items: Items) -> list[Fragment]:
         """A fragment a column, UNCHANGED for those the message lacks."""
+        try:
+            return self._decode(items)
+        except DecodeError as error:
+            table = f"{self.table.schema}.{self.table.name}"
+            raise DecodeError(f"wal2json: a row of {table}: {error.message}", hint=error.hint) from error
+
+    def _decode(self, items: Items) -> list[Fragment]:
         if self._direct:
             return [
                 bytes(item.value) if convert is None else convert(bytes(item.value))
