@@ -102,7 +102,6 @@ class Kafka(Section):
     transaction_timeout_seconds: float = Field(15.0, ge=1)  # a dead writer holds consumers back that long at most
     transaction_rows: int = Field(10_000, ge=1)  # a larger source transaction is cut by ordinal
     transaction_bytes: int = Field(8 * MIB, ge=1)
-    linger_ms: float = Field(5, ge=0)
     max_record_bytes: int = Field(64 * MIB, ge=1 << 16)
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
