@@ -40,6 +40,8 @@ def vector_codec(width: Width, otherwise: Codec) -> Codec:
         if literal[:1] + literal[-1:] not in (b"{}", b"[]"):
             raise DecodeError("a vector is malformed at byte 0", hint="expected {1,2,3} or [1,2,3]")
         inner = literal[1:-1]
+        if b"-0," in inner or inner.endswith(b"-0"):  # to JSON that is an integer, which has no negative zero
+            inner = (inner + b",").replace(b"-0,", b"-0.0,")[:-1]
         try:
             return pack(_floats(b"[%b]" % inner), width)
         except msgspec.DecodeError:
