@@ -23,6 +23,36 @@ def partition_truncated(relation: Relation, root: Relation) -> PreconditionError
     )
 
 
+class Truncations:
+    """wal2json's T messages of one transaction: one a relation, all of a statement with the same LSN, partitions
+    after or before their root. A statement empties a root when it names it or all its leaves."""
+
+    def __init__(self) -> None:
+        self._leaves: dict[tuple[str, int], list[Relation]] = {}  # (LSN, root) → its partitions so far
+        self._said: set[tuple[str, int]] = set()
+
+    def empties(self, relation: Relation, root: Relation, lsn: str) -> bool:
+        """True once for each root a statement empties."""
+        place = (lsn, root.oid)
+        if place in self._said:
+            return False
+        if relation.oid != root.oid:
+            leaves = self._leaves.setdefault(place, [])
+            leaves.append(relation)
+            if not {leaf.oid for leaf in leaves}.issuperset(root.leaves):
+                return False
+        self._said.add(place)
+        return True
+
+    def finish(self, catalog: Catalog) -> None:
+        """At the transaction's end: raises PreconditionError for partitions without their root."""
+        for place, leaves in self._leaves.items():
+            if place not in self._said:
+                raise partition_truncated(leaves[0], catalog.root(leaves[0]))
+        self._leaves.clear()
+        self._said.clear()
+
+
 def folded(catalog: Catalog, truncated: Sequence[Relation]) -> list[Relation]:
     """The roots that one TRUNCATE emptied, in its order. Raises PreconditionError for partitions without their root."""
     named = {relation.oid for relation in truncated}

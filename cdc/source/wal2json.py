@@ -19,7 +19,7 @@ from cdc.errors import DecodeError, PreconditionError
 from cdc.position import parse_lsn
 from cdc.source.catalog import Catalog
 from cdc.source.events import MESSAGE_PREFIX, UNCHANGED, Begin, Commit, Event, Fragment, Message, Row, Truncate
-from cdc.source.truncation import partition_truncated
+from cdc.source.truncation import Truncations
 from cdc.source.wal2json_rows import Rows
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -74,7 +74,7 @@ class Wal2jsonDecoder:
         self._catalog = catalog
         self._generation = catalog.generation
         self._rows: dict[tuple[str, str], Rows | None] = {}  # None: not selected, as of the catalog's horizon
-        self._truncated: tuple[str, int] = ("", 0)  # LSN of the last TRUNCATE, oid of its partitioned table
+        self._truncations = Truncations()
         self._filtered = False
 
     def options(self) -> dict[str, str]:
@@ -154,6 +154,7 @@ class Wal2jsonDecoder:
             return self._begin(_boundary(payload))
         if action == 67:  # C
             end = _boundary(payload)
+            self._truncations.finish(self._catalog)
             return Commit(parse_lsn(end.lsn), parse_lsn(end.nextlsn))
         if action == 84:  # T
             return self._truncate(_truncation(payload))
@@ -179,18 +180,12 @@ class Wal2jsonDecoder:
         return Begin(begin.xid, lsn, _microseconds(begin.timestamp))
 
     def _truncate(self, change: _Truncation) -> Truncate | None:
-        """One T a relation: the root of a partitioned table first, its partitions after it with the same LSN."""
         relation = self._catalog.relation_named(change.schema, change.table)
         if relation is None or not self._catalog.selects(relation):
             return None
         root = self._catalog.root(relation)
-        if root.oid != relation.oid:
-            if self._truncated == (change.lsn, root.oid):
-                return None
-            raise partition_truncated(relation, root)
-        if relation.partitioned:
-            self._truncated = (change.lsn, root.oid)
-        return Truncate([self._catalog.present(root)])
+        empty = self._truncations.empties(relation, root, change.lsn)
+        return Truncate([self._catalog.present(root)]) if empty else None
 
     def _of(self, change: _Change) -> Rows | None:
         name = (change.schema, change.table)

@@ -217,20 +217,38 @@ def test_partitions_travel_as_their_root(make: Any, via_root: bool) -> None:
     assert [table.name for table in events[-1].tables] == ["p"]
 
 
+PARTITIONED = (
+    "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);\n"
+    "CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (10);\n"
+    "CREATE TABLE p_2 PARTITION OF p FOR VALUES FROM (10) TO (20)"
+)
+
+
 def test_truncate_of_one_partition_stops(make: Any) -> None:
-    setup = (
-        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);\n"
-        "CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (10);\n"
-        "CREATE TABLE p_2 PARTITION OF p FOR VALUES FROM (10) TO (20)"
-    )
     decoding = make()
-    decoding.run(setup)
+    decoding.run(PARTITIONED)
     decoding.both()
     decoding.run("TRUNCATE p_1")
     for plugin in decoding.slots:
         with pytest.raises(PreconditionError, match=r"public\.p_1 was truncated without public\.p") as caught:
             decoding.events(plugin)
         assert "DELETE" in caught.value.hint
+
+
+@pytest.mark.parametrize("statement", ["TRUNCATE p", "TRUNCATE p_1, p", "TRUNCATE p_1, p_2", "TRUNCATE p_2, p_1, p"])
+@pytest.mark.parametrize("via_root", [False, True], ids=["leaves published", "via root"])
+def test_truncate_of_a_root(make: Any, statement: str, via_root: bool) -> None:
+    decoding = make(via_root=via_root)
+    decoding.run(PARTITIONED)
+    decoding.both()
+    decoding.run(f"BEGIN;\n{statement};\n{statement};\nINSERT INTO p VALUES (1);\nCOMMIT")
+    if via_root and "p_2" in statement and not statement.endswith("p"):
+        assert [type(event) for event in decoding.events("pgoutput")] == [Begin, Row, Commit]  # it does not send it
+        return
+    _, first, second, *_ = decoding.both()
+    for event in (first, second):
+        assert isinstance(event, Truncate)
+        assert [table.name for table in event.tables] == ["p"]
 
 
 def test_truncate_of_several_tables(make: Any) -> None:
