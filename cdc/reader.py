@@ -13,6 +13,8 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+import psycopg
+
 from cdc.assembler import Assembler, Assembly
 from cdc.config import Config
 from cdc.errors import CdcError, ConnectError, GapError
@@ -32,6 +34,7 @@ from cdc.metrics import (
     SOURCE_HEARTBEAT,
 )
 from cdc.session import Session, open_session, wanted_snapshots
+from cdc.source.connection import connect_error
 from cdc.source.fill import fill
 from cdc.source.heartbeat import beat
 from cdc.source.rows import Origin
@@ -93,11 +96,14 @@ class Reader:
             await asyncio.gather(task, stop, return_exceptions=True)
 
     async def _session(self) -> None:
-        session = await open_session(self._config)
+        try:
+            session = await open_session(self._config)
+        except psycopg.Error as error:
+            raise connect_error(error) from error
         SOURCE_GAP.labels(self._config.source_name).set(0)
         try:
             await _Run(self._config, session, self).work()
-        except* CdcError as group:
+        except* (CdcError, psycopg.Error) as group:
             raise _worst(group) from group
         finally:
             await session.close()
@@ -232,9 +238,12 @@ class _Run:
             await job.run()
 
 
-def _worst(group: BaseExceptionGroup[CdcError]) -> CdcError:
+def _worst(group: BaseExceptionGroup[CdcError | psycopg.Error]) -> CdcError:
     """The one error to show: what cannot be retried outranks a lost connection."""
     errors: list[CdcError] = []
     for error in group.exceptions:
-        errors.append(_worst(error) if isinstance(error, BaseExceptionGroup) else error)
+        if isinstance(error, BaseExceptionGroup):
+            errors.append(_worst(error))
+        else:
+            errors.append(connect_error(error) if isinstance(error, psycopg.Error) else error)
     return next((error for error in errors if not isinstance(error, ConnectError)), errors[0])
