@@ -26,8 +26,6 @@ from cdc.source.snapshot import TableSnapshot
 from cdc.source.window import Chunk as SnapshotChunk
 from cdc.source.window import Name, Windows
 
-_OPS = {"c": b"c", "u": b"u"}
-
 
 class Offer:
     """A snapshot chunk that waits for its high message. `written` becomes True when durable, False to read it again."""
@@ -57,6 +55,7 @@ class Assembler:
         self, config: Config, origin: Origin, progress: Progress, on_request: Callable[[dict[str, object]], None]
     ) -> None:
         self._config, self._origin, self._progress, self._on_request = config, origin, progress, on_request
+        self._rows_bound, self._bytes_bound = config.kafka.transaction_rows, config.kafka.transaction_bytes
         self._skip = (progress.commit_lsn, progress.ordinal, progress.complete)
         self._begin = Begin(0, 0, 0)
         self._ordinal = self._skip_to = 0
@@ -84,8 +83,7 @@ class Assembler:
     @property
     def full(self) -> bool:
         """The bounds of a Kafka transaction are reached."""
-        kafka = self._config.kafka
-        return self._chunk.count >= kafka.transaction_rows or self._chunk.nbytes >= kafka.transaction_bytes
+        return self._chunk.count >= self._rows_bound or self._chunk.nbytes >= self._bytes_bound
 
     def take(self) -> Assembly:
         """The chunk so far, with its progress; a new one begins."""
@@ -148,7 +146,7 @@ class Assembler:
         return self._ordinal if self._ordinal > self._skip_to else 0
 
     def _envelope(self, table: Table, *, snapshot: bool = False) -> tuple[Envelope, str, Name]:
-        slot = id(table) * 2 + snapshot
+        slot = -id(table) if snapshot else id(table)
         found = self._envelopes.get(slot)
         if found is None:
             begin = self._begin
@@ -158,19 +156,25 @@ class Assembler:
         return found
 
     def _row(self, row: Row) -> None:
-        envelope, topic, name = self._envelope(row.table)
-        moved = row.op == "u" and row.old is not None
-        if row.old is not None:  # a delete, or a key change
-            key = envelope.key(row.old)
+        """The hot path: about 4 µs a row here, and as much in the decoder before it."""
+        table, new, old = row.table, row.new, row.old
+        envelope, topic, name = self._envelopes.get(id(table)) or self._envelope(table)
+        op = b"u" if row.op == "u" else b"c"
+        if old is not None:  # a delete, or a key change
+            op = b"c"
+            key = envelope.key(old)
             self._touch(name, key)
             if ordinal := self._next():
-                self._delete(envelope, topic, key, row.old, ordinal)
-        if row.new is not None:
-            key = envelope.key(row.new)
-            self._touch(name, key)
-            if ordinal := self._next():
-                self._upsert(envelope, topic, b"c" if moved else _OPS[row.op], key, row.new, ordinal)
-        if self.full:
+                self._delete(envelope, topic, key, old, ordinal)
+        if new is not None:
+            key = envelope.key(new)
+            if self.windows.by_table:
+                self._touch(name, key)
+            self._ordinal = ordinal = self._ordinal + 1
+            if ordinal > self._skip_to:
+                self._upsert(envelope, topic, op, key, new, ordinal)
+        chunk = self._chunk
+        if chunk.count >= self._rows_bound or chunk.nbytes >= self._bytes_bound:
             self._move(self._ordinal, complete=False)
 
     def _touch(self, name: Name, key: bytes) -> None:
@@ -178,13 +182,17 @@ class Assembler:
             self.windows.touch(name, key)
 
     def _upsert(self, envelope: Envelope, topic: str, op: bytes, key: bytes, row: list[Fragment], ordinal: int) -> None:
-        if has_hole(row):
-            self._chunk.add(topic, key, None, envelope.timestamp_ms, [])
-            index = len(self._chunk.records[topic]) - 1
-            self._chunk.holes.append(Hole(topic, index, envelope, op, ordinal, row))
+        chunk = self._chunk
+        try:
+            value, headers = envelope.upsert(op, row, ordinal)
+        except TypeError:  # a mark is no bytes: cheaper to be told than to look at every fragment
+            if not has_hole(row):
+                raise
+            chunk.add(topic, key, None, envelope.timestamp_ms, [])
+            index = len(chunk.records[topic]) - 1
+            chunk.holes.append(Hole(topic, index, envelope, op, ordinal, row))
             return
-        value, headers = envelope.upsert(op, row, ordinal)
-        self._chunk.add(topic, key, value, envelope.timestamp_ms, headers)
+        chunk.add(topic, key, value, envelope.timestamp_ms, headers)
 
     def _delete(self, envelope: Envelope, topic: str, key: bytes, old: list[Fragment], ordinal: int) -> None:
         value, headers = envelope.delete(old, ordinal)

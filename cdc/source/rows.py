@@ -36,7 +36,7 @@ class Envelope:
         _xid, lsn, commit_us = commit
         self.table = table
         self.timestamp_ms = commit_us // 1000
-        self._position = b"%08x%016x" % (origin.epoch, lsn)
+        self._position = b"%08x%016x%%08x" % (origin.epoch, lsn)
         self._default = encode_vector({origin.name: lsn})
         self._tail = _tail(origin, table, commit, snapshot)
         self._upsert = _row(table) + self._tail
@@ -66,7 +66,7 @@ class Envelope:
 
     def headers(self, ordinal: int, vector: bytes) -> Headers:
         """Position and version vector, as tombstones carry them too."""
-        return [(POSITION_HEADER, self._position + b"%08x" % ordinal), (VERSION_HEADER, vector)]
+        return [(POSITION_HEADER, self._position % ordinal), (VERSION_HEADER, vector)]
 
     def _vector(self, fragment: Fragment) -> bytes:
         """The row's own version vector; counted and replaced by the default when it is none."""
