@@ -89,7 +89,9 @@ def _refuse(message: str, hint: str, as_json: bool) -> int:
 
 def _options_first(arguments: Sequence[str]) -> list[str]:
     """`--config FILE` and `--verbose` may stand anywhere, also behind the command."""
-    first, rest, pending = [], [], iter(arguments)
+    first: list[str] = []
+    rest: list[str] = []
+    pending = iter(arguments)
     for argument in pending:
         if argument == "--":
             return [*first, *rest, argument, *pending]

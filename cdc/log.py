@@ -13,8 +13,8 @@ from typing import Any
 import structlog
 
 
-def configure(process: str, *, verbose: bool = False) -> None:
-    """Call once at the start of a process; `process` names it in every line."""
+def configure(process: str, *, verbose: bool = False, quiet: bool = False) -> None:
+    """Call once at the start of a process; `process` names it in every line. `quiet`: warnings and worse only."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it logs, its errors say too, and ours say better
     terminal = sys.stderr.isatty()
     renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
@@ -26,7 +26,7 @@ def configure(process: str, *, verbose: bool = False) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(10 if verbose else 20),
+        wrapper_class=structlog.make_filtering_bound_logger(10 if verbose else 30 if quiet else 20),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
     structlog.contextvars.bind_contextvars(process=process)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import typer
 
-from cdc.commands import consume, reader, up
+COMMANDS = (
+    "up", "down", "reader", "consume", "versions", "verify", "rebuild", "snapshot",
+    "resync",
+)  # fmt: skip
+MODULES = {"down": "up"}  # where a command shares a module
 
 
 def register(app: typer.Typer) -> None:
     """Adds every subcommand, in the order in which help lists them."""
-    app.command("up")(up.up)
-    app.command("down")(up.down)
-    app.command("reader")(reader.reader)
-    app.add_typer(consume.app, name="consume")
+    for name in COMMANDS:
+        module = import_module(f"cdc.commands.{MODULES.get(name, name)}")
+        if name == "consume":
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, name))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from cdc.config import Config
 from cdc.errors import CdcError
 from consumers.faiss import FaissStore
@@ -24,11 +22,8 @@ class IndexSearch:
 
     async def search(self, query: str | Sequence[float], k: int) -> Sequence[Found]:
         """The best `k`. Raises StoreError."""
-        if isinstance(query, str):
-            found = await self._store.search_text([query], k)
-        else:
-            found = await self._store.search(np.asarray([query], dtype=np.float32), k)
-        return [Found(hit.key, hit.score, Version(hit.position, hit.vector)) for hit in found[0]]
+        found = await self._store.find(query, k)
+        return [Found(hit.key, hit.score, Version(hit.position, hit.vector)) for hit in found]
 
 
 class MemoryRows:
@@ -72,4 +67,5 @@ def parts(config: Config, store: FaissStore, memory: RedisStore, runtime: Runtim
         tables=lambda: [table_of(config)],
         counts={store.name: store, memory.name: memory},
         rows=MemoryRows(config, memory),
+        vector_of=store.vector_of,
     )

@@ -22,6 +22,7 @@ from cdc.position import decode_position
 from cdc.version import decode_vector
 from consumers.freshness import Freshness
 from consumers.gateway.models import Health, Hit, Hits, Query, Stats, StoreStats
+from consumers.gateway.records import VectorOf, records
 from consumers.store import Inspectable, Version
 
 Rows = Callable[[Sequence[bytes]], Awaitable[Sequence[Mapping[str, str] | None]]]
@@ -56,12 +57,15 @@ class Parts:
     tables: Callable[[], Sequence[tuple[str, str]]]
     counts: Mapping[str, Inspectable] = field(default_factory=dict)
     rows: Rows | None = None
+    vector_of: VectorOf | None = None
 
 
 def create_app(parts: Parts) -> FastAPI:
     """The application; serve it with `GatewayServer`."""
     app = FastAPI(title="memory-cdc gateway", version=__version__)
     app.add_exception_handler(RequestValidationError, _malformed)
+    if (own := parts.counts.get(parts.store)) is not None:
+        app.include_router(records(own, parts.freshness, parts.vector_of))
 
     @app.post("/search")
     async def search(query: Query) -> Hits:

@@ -1,0 +1,78 @@
+"""`cdc demo`: the pipeline at work on real servers, in under a minute; nothing is left running."""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from cdc.demo.rig import Rig
+    from cdc.demo.screen import Screen
+    from cdc.demo.summary import Summary
+
+SEED = 20  # any; the same seed writes the same rows
+DIFFERENT = 1  # exit code, as of `cdc verify`
+
+
+def demo(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object to stdout, progress to stderr.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leaves everything running and says how to connect.")] = False,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same rows.")] = SEED,
+) -> int:
+    """Shows the whole path on real servers: write, search, kill, rebuild, compare. Exit code 1 if anything differs."""
+    from rich.console import Console
+
+    from cdc.demo.screen import Screen
+    from cdc.demo.summary import Summary
+
+    summary = Summary(seed, platform.python_version())
+    screen = Screen(Console(stderr=as_json))
+    started = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
+    kept = _run(summary, screen, keep)
+    summary.seconds = round(time.monotonic() - started, 1)
+    screen.summary(summary)
+    if keep:
+        _connect(screen, kept)
+    if as_json:
+        typer.echo(json.dumps({**summary.as_json(), **({"kept": kept.found} if keep else {})}))
+    return 0 if summary.equal else DIFFERENT
+
+
+def _run(summary: Summary, screen: Screen, keep: bool) -> Rig:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    from cdc.demo.rig import Rig
+    from cdc.demo.story import Story
+    from cdc.demo.texts import standard_library
+
+    started = time.monotonic()
+    screen.step("PostgreSQL, Kafka, Redis, the reader and both consumers start")
+    with ThreadPoolExecutor(1) as pool, Rig(stay=keep) as rig:
+        reading = pool.submit(standard_library)
+        summary.servers = rig.found["provider"]
+        for program in summary.servers.values():
+            screen.say(f"[dim]{program}[/]")
+        summary.start_seconds = round(time.monotonic() - started, 1)
+        screen.say(f"ready in {summary.start_seconds} s")
+        asyncio.run(Story(rig, reading.result(), summary, screen).tell())
+        return rig
+
+
+def _connect(screen: Screen, rig: Any) -> None:
+    found = rig.found
+    screen.console.print("\nStill running:")
+    for line in (
+        f"psql '{found['postgres_dsn']}'",
+        f"redis-cli -u {found['redis_url']}",
+        f"curl -s {found['gateway']}/search -H 'content-type: application/json' -d '{{\"text\": \"a JSON decoder\"}}'",
+        f"cdc --config {found['config']} status",
+        f"cdc down --data {rig.path}",
+    ):
+        screen.console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)

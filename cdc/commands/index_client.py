@@ -1,0 +1,123 @@
+"""The index of a running FAISS consumer, asked over its gateway: the process holds it, nobody else can read it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from cdc.config import Config
+from cdc.envelope import decode_floats
+from cdc.errors import ConnectError, PreconditionError, StoreError
+from consumers.store import Version
+
+ANSWER_SECONDS = 30.0  # a thousand vectors take milliseconds; a busy writer may hold them back
+LOOK_SECONDS = 0.1  # between two looks how far the index is
+KEYS = 1000  # a request, as the gateway allows
+
+
+class RemoteIndex:
+    """Fills Inspectable. Use as an async context manager. Raises ConnectError, StoreError."""
+
+    def __init__(self, config: Config) -> None:
+        self.address = gateway_address(config)
+        self._client = httpx.AsyncClient(base_url=f"http://{self.address}", timeout=ANSWER_SECONDS, trust_env=False)
+
+    async def __aenter__(self) -> RemoteIndex:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._client.aclose()
+
+    async def count(self, schema: str, table: str) -> int:
+        """Vectors in the index."""
+        stats = (await self._ask("GET", "/stats"))["stores"]["faiss"]
+        if not stats["up"]:
+            raise StoreError(f"the index cannot be read: {stats['reason']}", hint="look into the consumer's log")
+        return int((stats["rows"] or {}).get(f"{schema}.{table}", 0))
+
+    async def versions(self, schema: str, table: str, keys: Sequence[bytes]) -> list[Version | None]:
+        """What the index holds of the keys."""
+        return [version for version, _vector in await self.records(schema, table, keys, vectors=False)]
+
+    async def records(
+        self, schema: str, table: str, keys: Sequence[bytes], *, vectors: bool = True
+    ) -> list[tuple[Version | None, npt.NDArray[np.float32] | None]]:
+        """Versions with the vectors themselves."""
+        found: list[Any] = []
+        for start in range(0, len(keys), KEYS):
+            asked = [key.decode() for key in keys[start : start + KEYS]]
+            body = {"table": f"{schema}.{table}", "keys": asked, "vectors": vectors}
+            found += await self._ask("POST", "/versions", json=body)
+        return [(_version(held), _vector(held)) for held in found]
+
+    async def scan(self, schema: str, table: str) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Every live record."""
+        try:
+            async with self._client.stream("GET", "/records", params={"table": f"{schema}.{table}"}) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise self._refused(response)
+                async for line in response.aiter_lines():
+                    if line:
+                        key, position = msgspec.json.decode(line, type=tuple[str, str])
+                        yield key.encode(), position.encode()
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+
+    async def caught_up(self, position: bytes, seconds: float) -> None:
+        """Returns once everything up to `position` is applied. Raises PreconditionError after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                while ((await self._ask("GET", "/reached"))["position"] or "").encode() < position:
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError as error:
+            raise PreconditionError(
+                f"the index did not catch up with the source within {seconds:g} s",
+                hint="see `cdc status`: is the reader running, and is the lag falling?",
+            ) from error
+
+    async def _ask(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = await self._client.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+        if response.status_code != 200:
+            raise self._refused(response)
+        return response.json()
+
+    def _away(self, error: httpx.HTTPError) -> ConnectError:
+        reason = str(error) or type(error).__name__
+        return ConnectError(
+            f"the FAISS consumer does not answer at {self.address}: {reason}",
+            hint="start `cdc consume faiss`, or correct [gateway] host and port",
+        )
+
+    def _refused(self, response: httpx.Response) -> StoreError:
+        return StoreError(
+            f"the FAISS consumer at {self.address} answers {response.status_code}: {response.text[:300]}",
+            hint="look into its log",
+        )
+
+
+def gateway_address(config: Config) -> str:
+    """host:port where a client on this machine reaches the gateway."""
+    return f"{reachable(config.gateway.host)}:{config.gateway.port}"
+
+
+def reachable(host: str) -> str:
+    """A host one can connect to, for one that is listened on."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+
+
+def _version(held: Any) -> Version | None:
+    return None if held is None else Version(held["position"].encode(), held["vector"].encode(), held["deleted"])
+
+
+def _vector(held: Any) -> npt.NDArray[np.float32] | None:
+    return None if held is None or held["floats"] is None else decode_floats(held["floats"])

@@ -1,0 +1,112 @@
+"""The index's records, for other processes: what `cdc verify`, `cdc versions` and a rebuild compare."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, HTTPException, Query
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from cdc.envelope import encode_floats
+from cdc.errors import ConnectError, StoreError
+from consumers.freshness import Freshness
+from consumers.store import Inspectable
+
+KEYS = 1000  # a request; with vectors some 2 MB of answer
+LINES = 1000  # sent at once
+NAME = r"^[^.]+\.[^.]+$"
+
+Vector = npt.NDArray[np.float32]
+VectorOf = Callable[[bytes], Awaitable[Vector | None]]
+
+
+class Keys(BaseModel):
+    """The topics' key bytes as text; `vectors`: with what the index really holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    table: str = Field(pattern=NAME)
+    keys: list[str] = Field(max_length=KEYS)
+    vectors: bool = False
+
+
+class Held(BaseModel):
+    """One record's version: position in its wire form, version vector as JSON text, vector as `f32:…`."""
+
+    position: str
+    vector: str
+    deleted: bool
+    floats: str | None = None
+
+
+class Reached(BaseModel):
+    """Up to where everything is applied (wire form, None before the first heartbeat), and how old that is."""
+
+    position: str | None
+    age_seconds: float | None
+
+
+def records(store: Inspectable, freshness: Freshness, vector_of: VectorOf | None) -> APIRouter:
+    """`POST /versions`, `GET /records`, `GET /reached`."""
+    router = APIRouter()
+
+    @router.post("/versions")
+    async def versions(asked: Keys) -> list[Held | None]:
+        """What the index holds of some keys, None for those it does not know."""
+        keys = [key.encode() for key in asked.keys]
+        schema, table = asked.table.split(".")
+        try:
+            found = await store.versions(schema, table, keys)
+            floats = await _floats(keys, vector_of if asked.vectors else None)
+        except (StoreError, ConnectError) as error:
+            raise HTTPException(503, str(error)) from error
+        return [
+            None
+            if version is None
+            else Held(
+                position=version.position.decode(),
+                vector=version.vector.decode(),
+                deleted=version.deleted,
+                floats=text,
+            )
+            for version, text in zip(found, floats, strict=True)
+        ]
+
+    @router.get("/records")
+    async def listed(table: str = Query(pattern=NAME)) -> StreamingResponse:
+        """Every live record as a line `[key, position]`."""
+        schema, name = table.split(".")
+        try:
+            await store.count(schema, name)  # a store that cannot be read says so before the first line
+        except (StoreError, ConnectError) as error:
+            raise HTTPException(503, str(error)) from error
+        return StreamingResponse(_lines(store, schema, name), media_type="application/x-ndjson")
+
+    @router.get("/reached")
+    async def reached() -> Reached:
+        """How far the index is."""
+        return Reached(position=freshness.position.decode() or None, age_seconds=freshness.age())
+
+    return router
+
+
+async def _floats(keys: Sequence[bytes], vector_of: VectorOf | None) -> Sequence[str | None]:
+    if vector_of is None:
+        return [None] * len(keys)
+    found = await asyncio.gather(*(vector_of(key) for key in keys))
+    return [None if vector is None else encode_floats(vector) for vector in found]
+
+
+async def _lines(store: Inspectable, schema: str, table: str) -> AsyncIterator[bytes]:
+    lines: list[bytes] = []
+    async for key, position in store.scan(schema, table):
+        lines.append(msgspec.json.encode((key.decode(), position.decode())))
+        if len(lines) == LINES:
+            yield b"\n".join((*lines, b""))
+            lines.clear()
+    yield b"\n".join((*lines, b"")) if lines else b""
