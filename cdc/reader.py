@@ -38,7 +38,7 @@ from cdc.source.connection import connect_error
 from cdc.source.fill import fill
 from cdc.source.heartbeat import beat
 from cdc.source.rows import Origin
-from cdc.source.snapshot import SnapshotJob
+from cdc.source.snapshot import OnProgress, SnapshotJob
 from cdc.source.stream import SlotBusy
 from cdc.source.watch import watch
 
@@ -52,8 +52,11 @@ STANDBY_SECONDS = 1.0  # how often a standby asks for the slot
 class Reader:
     """Runs sessions until stopped; a lost server means a new session, anything else ends the process."""
 
-    def __init__(self, config: Config, *, gap_seconds: float = GAP_SECONDS) -> None:
+    def __init__(
+        self, config: Config, *, gap_seconds: float = GAP_SECONDS, on_snapshot: OnProgress | None = None
+    ) -> None:
         self._config = config
+        self.on_snapshot = on_snapshot or _log_progress
         self._gap_seconds = gap_seconds
         self._stop = asyncio.Event()
         self.progress: Progress | None = None
@@ -234,8 +237,15 @@ class _Run:
             name, state = await self._wanted.get()
             catalog = self._session.catalog
             table = catalog.table(*name)
-            job = SnapshotJob(self._config, table, catalog.text_columns(table), state, self._assembler.offer)
+            job = SnapshotJob(
+                self._config, table, catalog.text_columns(table), state, self._assembler.offer, self._reader.on_snapshot
+            )
             await job.run()
+
+
+def _log_progress(table: str, rows: int, estimated: int) -> None:
+    share = f"{min(100, 100 * rows // estimated)} %" if estimated else "unknown"
+    log.info("snapshot goes on", table=table, count=rows, share=share)
 
 
 def _worst(group: BaseExceptionGroup[CdcError | psycopg.Error]) -> CdcError:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 from psycopg import Connection, pq, sql
@@ -29,6 +30,11 @@ from cdc.source.window import Chunk, Name
 
 log = get(__name__)
 CHUNK_BYTES = 8 << 20  # a chunk of wide rows ends early, so that workers × 8 MiB bound the memory
+OnProgress = Callable[[str, int, int], None]  # table, rows written, rows estimated (0: unknown)
+_ESTIMATE = """
+SELECT greatest(sum(greatest(c.reltuples, 0)), 0)::bigint
+FROM pg_partition_tree(%s::regclass) t JOIN pg_class c ON c.oid = t.relid
+"""
 FETCH_ROWS = 1000  # a round trip: about 300 kB of small rows
 
 
@@ -96,8 +102,20 @@ class ChunkReader:
             names,
             sql.Literal(self._limit - 1),
         )
-        row = self._connection.execute(query).fetchone()
+        row = self._fetch(query)
         return None if row is None else list(row)
+
+    def _fetch(self, query: sql.SQL | sql.Composed, parameters: Sequence[str] = ()) -> tuple[Any, ...] | None:
+        try:
+            return self._connection.execute(query, parameters or None).fetchone()
+        except psycopg.Error as error:
+            raise connect_error(error) from error
+
+    def estimate(self) -> int:
+        """Rows as the planner counts them, 0 when the table was never analyzed: for progress only."""
+        table = self._from().as_string(self._connection)
+        row = self._fetch(sql.SQL(_ESTIMATE), (table,))
+        return int(row[0]) if row else 0
 
     def read(self, span: Span, name: Name) -> Chunk:
         """Low message, rows of the span in one snapshot, high message. Raises ConnectError."""
@@ -199,10 +217,11 @@ class SnapshotJob:
         expressions: list[sql.Composable],
         state: SnapshotState,
         offer: Callable[[Chunk, TableSnapshot, int], asyncio.Future[bool]],
+        on_progress: OnProgress,
     ) -> None:
         self._config, self._table, self._expressions = config, table, expressions
         self.snapshot = TableSnapshot((table.schema, table.name), state)
-        self._offer = offer
+        self._offer, self._on_progress = offer, on_progress
         self._numbers = 0
         self._after = state.after
         self._exhausted = state.done
@@ -226,6 +245,7 @@ class SnapshotJob:
         limit = self._config.postgres.snapshot_chunk_rows
         reader = await asyncio.to_thread(ChunkReader, self._config, self._table, self._expressions, limit)
         try:
+            self.snapshot.total = self.snapshot.total or await asyncio.to_thread(reader.estimate)
             while (span := await self._next_span(reader)) is not None:
                 await self._copy(reader, span)
         finally:
@@ -251,6 +271,7 @@ class SnapshotJob:
             if not await written:
                 continue
             SNAPSHOT_ROWS.labels(".".join(name)).inc(len(chunk.rows))
+            self._on_progress(".".join(name), self.snapshot.state.rows, self.snapshot.total)
             if chunk.whole:
                 return
             span = Span(chunk.last_key, span.upto, span.number)
