@@ -1,14 +1,15 @@
 """The source's tables as the decoders and the snapshot need them, read over a connection beside the stream.
 
 Caches what it reads; a row whose columns the cache does not know makes it read again, and `advance` notices DDL that
-rows do not show. A lost connection is opened anew once a query; ConnectError when that fails. Not thread-safe.
+rows do not show. A lost connection is opened anew once a query; ConnectError when that fails. Thread-safe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import wraps
+from threading import RLock
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 from psycopg import Connection, sql
@@ -18,28 +19,25 @@ from cdc.errors import PreconditionError
 from cdc.source import relations
 from cdc.source.connection import PINNED, connect, connect_error
 from cdc.source.events import Table
-from cdc.source.layout import Seen, build_table, joined, missing_key, quoted, today, travelling
-from cdc.source.relations import Attribute, Identity, Relation
+from cdc.source.layout import Seen, build_table, joined, today, travelling
+from cdc.source.relations import Attribute, Relation
+from cdc.source.selection import SelectedTable as SelectedTable
+from cdc.source.selection import described, is_full
 from cdc.source.types import PgType
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-@dataclass(frozen=True, slots=True)
-class SelectedTable:
-    """A table the config selects. `leaves` (oid, schema, name) are the partitions rows really live in; `unusable`
-    names the table or those leaves whose updates and deletes do not tell which row they mean; `remedy` is what to
-    run."""
 
-    schema: str
-    name: str
-    oid: int
-    is_partitioned: bool
-    leaves: tuple[tuple[int, str, str], ...]
-    identity: Identity
-    key: tuple[str, ...]
-    has_pk: bool
-    full: bool
-    unusable: tuple[str, ...]
-    remedy: str
+def _locked(method: Callable[Concatenate[Catalog, P], R]) -> Callable[Concatenate[Catalog, P], R]:
+    """One thread at a time: rows are filled in another thread than they are decoded in."""
+
+    @wraps(method)
+    def run(self: Catalog, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class Catalog:
@@ -48,6 +46,7 @@ class Catalog:
 
     def __init__(self, source: Connection | str | None, config: Config) -> None:
         self.config = config
+        self._lock = RLock()
         self.generation = 0  # grows when a cached table proved to be out of date
         self.horizon = 0  # commit LSN up to which no DDL is unknown to the cache
         self._mark = ""  # changes with DDL on the relations of the cache
@@ -62,12 +61,18 @@ class Catalog:
 
     # what the configuration selects
 
+    @_locked
     def selected_tables(self) -> list[SelectedTable]:
         """The config's patterns expanded, read afresh; partitions are folded into their roots."""
         selects = self.config.postgres.selects
         names = relations.table_names(self._run)
-        return [self._selected(oid) for oid, schema, name in names if selects(schema, name)]
+        found = [self.refresh(oid) for oid, schema, name in names if selects(schema, name)]
+        roots = [relation for relation in found if relation is not None]
+        return [
+            described(root, [leaf for leaf in map(self.refresh, root.leaves) if leaf is not None]) for root in roots
+        ]
 
+    @_locked
     def table(self, schema: str, name: str) -> Table:
         """The table as it stands now. Raises PreconditionError when it is absent or has no key."""
         oid = relations.relation_oid(self._run, schema, name)
@@ -78,6 +83,7 @@ class Catalog:
             )
         return self.present(relation)
 
+    @_locked
     def text_columns(self, table: Table) -> list[sql.Composable]:
         """SQL for each column's text, as the codecs take it, from the table as it is now (a renamed column by its new
         name, a dropped one as NULL). Some casts to text differ from the type's output (bool, char(n), inet): format()
@@ -90,6 +96,7 @@ class Catalog:
             self.generation += 1
         return [self._text(now.name, now.type_oid) if (now := found.get(name)) else _NOTHING for name, _ in seen]
 
+    @_locked
     def server_encoding(self) -> str:
         """wal2json writes the database's encoding as it is; only UTF8 is JSON."""
         return str(self._run("SELECT current_setting('server_encoding')")[0][0])
@@ -101,6 +108,11 @@ class Catalog:
         detached), at the price of one query whenever the stream has overtaken the last one."""
         if commit_lsn <= self.horizon:
             return
+        with self._lock:
+            self._advance()
+
+    def _advance(self) -> None:
+        self._oids = {name: oid for name, oid in self._oids.items() if oid is not None}
         self.horizon, mark = relations.horizon(self._run, list(self._relations))
         if mark != self._mark:
             self._mark = mark
@@ -110,6 +122,7 @@ class Catalog:
                 self.refresh(oid)
             _, self._mark = relations.horizon(self._run, list(self._relations))
 
+    @_locked
     def relation_named(self, schema: str, name: str) -> Relation | None:
         """The relation behind a name now; None when there is none (any more)."""
         if (schema, name) not in self._oids:
@@ -117,10 +130,12 @@ class Catalog:
         oid = self._oids[schema, name]
         return None if oid is None else self.relation(oid)
 
+    @_locked
     def relation(self, oid: int) -> Relation | None:
         """The relation with this oid, from the cache when it is there."""
         return self._relations[oid] if oid in self._relations else self.refresh(oid)
 
+    @_locked
     def refresh(self, oid: int) -> Relation | None:
         """Reads a relation again; one that is gone stays as it was last known."""
         relation = relations.read_relation(self._run, oid)
@@ -137,6 +152,7 @@ class Catalog:
             self.refresh(relation.root)
         return relation
 
+    @_locked
     def root(self, relation: Relation) -> Relation:
         """The table under whose name a relation's rows travel."""
         return self._root_of(relation) or relation
@@ -150,11 +166,13 @@ class Catalog:
         """The table as rows written now show it."""
         return self.table_of(relation, travelling(relation))
 
+    @_locked
     def joined(self, relation: Relation, seen: Seen) -> Seen:
         """All columns of a row of which only `seen` are shown, the relation read afresh."""
         relation = self.refresh(relation.oid) or relation
         return joined(travelling(relation), seen, self._today(relation, seen, guess=False))
 
+    @_locked
     def table_of(self, relation: Relation, seen: Seen) -> Table:
         """The table of rows with these columns, one object as long as nothing changes."""
         root = self.root(relation)
@@ -167,10 +185,12 @@ class Catalog:
             self._origins[id(table)] = (root.oid, table)
         return table
 
+    @_locked
     def type_of(self, oid: int) -> PgType:
         """The type behind an oid."""
         return relations.read_type(self._run, oid, self._types)
 
+    @_locked
     def close(self) -> None:
         """Closes the connection, also one that was handed over."""
         if self._connection is not None:
@@ -181,30 +201,10 @@ class Catalog:
 
     def _full(self, root: Relation) -> bool:
         parts = [self.relation(leaf) for leaf in root.leaves] if root.partitioned else [root]
-        return bool(parts) and all(part is not None and part.identity.kind == "f" for part in parts)
+        return is_full(parts)
 
     def _root_of(self, relation: Relation | None) -> Relation | None:
         return relation if relation is None or relation.root == relation.oid else self.relation(relation.root)
-
-    def _selected(self, oid: int) -> SelectedTable:
-        relation = self.refresh(oid)
-        assert relation is not None
-        leaves = [leaf for leaf in map(self.refresh, relation.leaves) if leaf is not None]
-        parts = leaves if relation.partitioned else [relation]
-        unusable = [part for part in parts if not part.identity.usable]
-        return SelectedTable(
-            relation.schema,
-            relation.name,
-            oid,
-            relation.partitioned,
-            tuple((leaf.oid, leaf.schema, leaf.name) for leaf in leaves),
-            relation.identity,
-            relation.key,
-            bool(relation.primary_key),
-            self._full(relation),
-            tuple(f"{part.schema}.{part.name}" for part in unusable),
-            _remedy(relation, unusable),
-        )
 
     def _text(self, name: str, type_oid: int) -> sql.Composable:
         column = sql.Identifier(name)
@@ -246,9 +246,3 @@ def _in_root_order(root: Relation, relation: Relation, seen: Seen) -> Seen:
         return seen
     order = travelling(root)
     return order if set(order) == set(seen) else seen
-
-
-def _remedy(relation: Relation, unusable: list[Relation]) -> str:
-    if not relation.key:
-        return missing_key(relation).hint
-    return " ".join(f"ALTER TABLE {quoted(part)} REPLICA IDENTITY FULL;" for part in unusable)

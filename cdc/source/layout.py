@@ -92,7 +92,7 @@ def _column(
         type_name=attribute.type_name if attribute is not None and known else kind.name,
         codec=masked(mask, codec(kind, vector=name == settings.vector), config),
         not_null=attribute is not None and attribute.not_null,
-        nonfinite=oid in NONFINITE,
+        nonfinite=oid in NONFINITE and not (attribute is not None and known and attribute.bounded),
         masked=mask is not None,
     )
 

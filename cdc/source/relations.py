@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cdc.source.types import PgType
+from cdc.errors import ConnectError
+from cdc.source.types import NONFINITE, PgType
 
 CONTROL_SCHEMAS = ("cdc", "pg_catalog", "information_schema")  # never selected, whatever a pattern says
 _ROW_KINDS = ["r", "p"]  # pg_class.relkind: tables and partitioned tables
@@ -33,7 +34,7 @@ class Attribute:
     type_name: str
     not_null: bool
     generated: bool
-    toastable: bool
+    bounded: bool = False  # a CHECK constraint keeps NaN and ±Infinity out
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +93,19 @@ SELECT i.indisprimary, i.indisreplident,
 FROM pg_index i WHERE i.indrelid = %s AND (i.indisprimary OR i.indisreplident) AND i.indisvalid
 """
 _ATTRIBUTES = """
-SELECT a.attnum, a.attname, a.atttypid::int8, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated <> '',
-       a.attlen = -1
+SELECT a.attnum, a.attname, a.atttypid::int8, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated <> ''
 FROM pg_attribute a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+"""
+# CHECK constraints of one float or numeric column alone that call no function of the user's.
+_CHECKS = """
+SELECT a.attnum, quote_ident(a.attname), a.atttypid::regtype::text, pg_get_expr(c.conbin, c.conrelid)
+FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND ARRAY[a.attnum] = c.conkey
+WHERE c.conrelid = %s AND c.contype = 'c' AND c.convalidated AND a.atttypid = ANY(%s) AND NOT EXISTS (
+    SELECT FROM pg_depend d
+    WHERE d.classid = 'pg_constraint'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_proc'::regclass)
+"""
+_REFUSES = """
+SELECT NOT bool_or(coalesce(({check}), true)) FROM unnest('{{NaN,Infinity,-Infinity}}'::{type}[]) AS v({name})
 """
 _TYPE = """
 SELECT t.oid::int8, t.typname, t.typbasetype::int8,
@@ -139,8 +150,25 @@ def read_relation(run: Runs, oid: int) -> Relation | None:
     primary = next((tuple(names) for is_primary, _, names in indexes if is_primary), ())
     named = next((tuple(names) for _, is_identity, names in indexes if is_identity), ())
     columns = {"d": primary, "i": named}.get(kind, ())
-    attributes = tuple(Attribute(*row) for row in run(_ATTRIBUTES, (oid,)))
+    bounded = _bounded(run, oid)
+    attributes = tuple(
+        Attribute(number, column, type_oid, type_name, not_null, generated, number in bounded)
+        for number, column, type_oid, type_name, not_null, generated in run(_ATTRIBUTES, (oid,))
+    )
     return Relation(oid, schema, name, partitioned, root, primary, Identity(kind, columns), attributes, tuple(leaves))
+
+
+def _bounded(run: Runs, oid: int) -> set[int]:
+    """Numbers of the columns whose CHECK refuses every value that wal2json would show as null."""
+    checks = run(_CHECKS, (oid, sorted(NONFINITE)))
+    return {number for number, name, kind, check in checks if _refuses(run, name, kind, check)}
+
+
+def _refuses(run: Runs, name: str, kind: str, check: str) -> bool:
+    try:
+        return bool(run(_REFUSES.format(check=check, type=kind, name=name), ())[0][0])
+    except ConnectError:
+        return False  # the expression fails on NaN or Infinity; a lost connection shows at the next query
 
 
 def horizon(run: Runs, oids: list[int]) -> tuple[int, str]:

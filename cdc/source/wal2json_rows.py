@@ -17,7 +17,7 @@ from cdc.source.catalog import Catalog
 from cdc.source.events import NULL, UNCHANGED, UNKNOWN, Column, Fragment, Table
 from cdc.source.layout import Seen, travelling
 from cdc.source.relations import Relation
-from cdc.source.types import BOOL, BYTEA, FLOATS, INTEGERS, NUMERIC, boolean, floating, integer, string
+from cdc.source.types import BOOL, BYTEA, FLOATS, INTEGERS, NONFINITE, boolean, floating, integer, string
 
 Items = Sequence[Any]  # of name: str, typeoid: int, value: msgspec.Raw
 Names = tuple[tuple[str, ...], tuple[int, ...]]
@@ -25,6 +25,7 @@ Shapes = dict[Names, "Shape"]
 Convert = Callable[[bytes], Fragment]  # wal2json's JSON value, null too → fragment
 
 _UNSIGNED = 0xFFFF_FFFF  # wal2json prints oids as signed 32-bit numbers
+_PLAIN = {BOOL: boolean, **dict.fromkeys(INTEGERS, integer), **dict.fromkeys(FLOATS, floating)}  # wal2json's own form
 _decode_string = msgspec.json.Decoder(str).decode
 
 
@@ -157,14 +158,15 @@ def _seen(names: Names) -> Seen:
 def converter(column: Column) -> Convert | None:
     """wal2json's value → fragment; None when they are the same."""
     oid, codec = column.type_oid, column.codec
-    if oid in INTEGERS:
-        return None if codec is integer else _nullable(codec)
-    if oid in FLOATS:
-        return _finite if codec is floating else _nullable(codec, UNKNOWN)
-    if oid == NUMERIC:
-        return _nullable(codec, UNKNOWN)
+    null = UNKNOWN if column.nonfinite else NULL
+    if _PLAIN.get(oid) is codec and not column.nonfinite:
+        return None
+    if oid in FLOATS and codec is floating:
+        return _finite
+    if oid in INTEGERS or oid in NONFINITE:
+        return _nullable(codec, null)
     if oid == BOOL:
-        return None if codec is boolean else _nullable(lambda value: codec(value[:1]))
+        return _nullable(lambda value: codec(value[:1]))
     if oid == BYTEA:
         return _nullable(lambda value: codec(b"\\x" + value[1:-1]))
     return None if codec is string else _nullable(lambda value: codec(_text(value)))

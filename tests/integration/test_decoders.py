@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -359,6 +360,36 @@ def test_a_table_dropped_with_rows_waiting_is_passed_over(make: Any) -> None:
     decoding.run("CREATE TABLE t (other int PRIMARY KEY, x text);\nINSERT INTO t VALUES (2, 'x')")
     rows = [event for event in decoding.events("pgoutput") if isinstance(event, Row)]
     assert [row.new for row in rows] == [[b"2", b'"x"']]
+
+
+def test_a_table_made_after_its_name_was_not_found(make: Any) -> None:
+    decoding = make()
+    decoding.run("CREATE TABLE t (id int PRIMARY KEY);\nINSERT INTO t VALUES (1);\nDROP TABLE t")
+    assert decoding.rows() == []
+    decoding.run("CREATE TABLE t (id int PRIMARY KEY, x text);\nINSERT INTO t VALUES (2, 'x')")
+    assert [row.new for row in decoding.rows()] == [[b"2", b'"x"']]
+
+
+def test_a_check_that_keeps_nan_out_makes_null_certain(make: Any) -> None:
+    decoding = make()
+    decoding.run(
+        'CREATE TABLE t (id int PRIMARY KEY, "a % b" real CHECK ("a % b" BETWEEN 0 AND 1), b real CHECK (b > 0), '
+        "c numeric(5,2) CHECK (c < 10 AND c > -10), d float8, e float8 CHECK (sqrt(e) > 0));\nINSERT INTO t VALUES (1)"
+    )
+    (row,) = (event for event in decoding.events("wal2json") if isinstance(event, Row))
+    assert row.new == [b"1", NULL, UNKNOWN, NULL, UNKNOWN, UNKNOWN]
+    (row,) = (event for event in decoding.events("pgoutput") if isinstance(event, Row))
+    assert [column.nonfinite for column in row.table.columns] == [False, False, True, False, True, True]
+
+
+def test_the_catalog_serves_two_threads(make: Any) -> None:
+    decoding = make()
+    decoding.run("CREATE TABLE t (id int PRIMARY KEY, b boolean)")
+    catalog = decoding.catalogs["pgoutput"]
+    table = catalog.table("public", "t")
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda n: (catalog.text_columns(table), catalog.advance(1 << 62 | n)), range(40)))
+    assert len({repr(expressions) for expressions, _ in results}) == 1
 
 
 def test_generated_columns_stay(make: Any) -> None:
