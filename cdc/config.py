@@ -203,6 +203,9 @@ class Metrics(Section):
     reader_port: Port = 9480
     redis_port: Port = 9481
     faiss_port: Port = 9482
+    reader_address: str | None = None  # host:port where `cdc status` finds it; None: `host` and the port above
+    redis_address: str | None = None
+    faiss_address: str | None = None
 
 
 class Gateway(Section):
@@ -210,6 +213,7 @@ class Gateway(Section):
 
     host: str = "127.0.0.1"
     port: Port = 8480
+    address: str | None = None  # host:port where commands find it; None: `host` and `port`
 
 
 class Freshness(Section):

@@ -7,7 +7,7 @@ from importlib import import_module
 import typer
 
 COMMANDS = (
-    "up", "down", "reader", "consume", "versions", "verify", "rebuild", "snapshot",
+    "up", "down", "status", "top", "reader", "consume", "versions", "verify", "rebuild", "snapshot",
     "resync",
 )  # fmt: skip
 MODULES = {"down": "up"}  # where a command shares a module

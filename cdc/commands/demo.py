@@ -49,7 +49,7 @@ def _run(summary: Summary, screen: Screen, keep: bool) -> Rig:
     from concurrent.futures import ThreadPoolExecutor
 
     from cdc.demo.rig import Rig
-    from cdc.demo.story import Story
+    from cdc.demo.story import tell
     from cdc.demo.texts import standard_library
 
     started = time.monotonic()
@@ -61,7 +61,7 @@ def _run(summary: Summary, screen: Screen, keep: bool) -> Rig:
             screen.say(f"[dim]{program}[/]")
         summary.start_seconds = round(time.monotonic() - started, 1)
         screen.say(f"ready in {summary.start_seconds} s")
-        asyncio.run(Story(rig, reading.result(), summary, screen).tell())
+        asyncio.run(tell(rig, reading.result(), summary, screen))
         return rig
 
 

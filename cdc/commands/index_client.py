@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from cdc.commands.addresses import gateway_address
 from cdc.config import Config
 from cdc.envelope import decode_floats
 from cdc.errors import ConnectError, PreconditionError, StoreError
@@ -103,16 +104,6 @@ class RemoteIndex:
             f"the FAISS consumer at {self.address} answers {response.status_code}: {response.text[:300]}",
             hint="look into its log",
         )
-
-
-def gateway_address(config: Config) -> str:
-    """host:port where a client on this machine reaches the gateway."""
-    return f"{reachable(config.gateway.host)}:{config.gateway.port}"
-
-
-def reachable(host: str) -> str:
-    """A host one can connect to, for one that is listened on."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
 
 
 def _version(held: Any) -> Version | None:

@@ -1,0 +1,24 @@
+"""Where the processes are found: on this machine unless the configuration names an address."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cdc.config import Config
+
+PROCESSES = ("reader", "redis", "faiss")
+_CONNECTABLE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # one can listen on these, not connect to them
+
+
+def gateway_address(config: Config) -> str:
+    """host:port of the gateway."""
+    gateway = config.gateway
+    return gateway.address or f"{_CONNECTABLE.get(gateway.host, gateway.host)}:{gateway.port}"
+
+
+def metrics_address(config: Config, process: str) -> str:
+    """host:port of a process's /metrics; `process` is reader, redis or faiss."""
+    metrics = config.metrics
+    named: str | None = getattr(metrics, f"{process}_address")
+    return named or f"{_CONNECTABLE.get(metrics.host, metrics.host)}:{getattr(metrics, f'{process}_port')}"

@@ -1,0 +1,209 @@
+"""`cdc status`: everything at one glance, asked of the servers and stores themselves."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cdc.commands.asking import ask
+from cdc.commands.configuration import config_path, configuration
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from cdc.commands.observation import Observation
+
+TITLES = {"reader": "reader", "redis": "consumer redis", "faiss": "consumer faiss"}
+
+
+def status(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Prints JSON.")] = False,
+) -> None:
+    """Shows watermarks, lag and counts of every store; exit code 1 when something is down."""
+    from cdc.commands.observation import observe
+
+    config = configuration(context)
+    seen = ask(config, observe(config))
+    found = document(seen, last_words(context))
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(render(found))
+    raise typer.Exit(0 if found["up"] else 1)
+
+
+def last_words(context: typer.Context) -> dict[str, str]:
+    """What each process of `cdc up` wrote last, for those that are down."""
+    path = config_path(context)
+    found: dict[str, str] = {}
+    for name, log in (("reader", "reader"), ("redis", "consumer-redis"), ("faiss", "consumer-faiss")):
+        file = path.absolute().parent / "logs" / f"{log}.log" if path else None
+        if file is not None and file.exists() and (lines := file.read_text(errors="replace").splitlines()):
+            found[name] = lines[-1]
+    return found
+
+
+def document(seen: Observation, words: dict[str, str]) -> dict[str, Any]:
+    """For scripts; what could not be asked is null, with a reason."""
+    stores = {name: _store(seen, name) for name in seen.stores}
+    processes = {name: _process(seen, name, words) for name in seen.processes}
+    parts = [_source(seen), _reader(seen), *stores.values(), *processes.values()]
+    return {
+        "up": all(part["up"] for part in parts),
+        "time": seen.time,
+        "source": parts[0],
+        "progress": parts[1],
+        "stores": stores,
+        "processes": processes,
+    }
+
+
+def _source(seen: Observation) -> dict[str, Any]:
+    from cdc.position import format_lsn
+
+    state = seen.source.value
+    if state is None:
+        return {"up": False, "reason": seen.source.reason}
+    slot = state.slot
+    return {
+        "up": True,
+        "lsn": format_lsn(state.lsn),
+        "rows": state.rows,
+        "slot": None
+        if slot is None
+        else {
+            "name": slot.name,
+            "plugin": slot.plugin,
+            "active": slot.active,
+            "lost": slot.lost,
+            "confirmed_lsn": format_lsn(slot.confirmed_lsn),
+            "retained_bytes": slot.retained_bytes,
+            "safe_bytes": slot.safe_bytes,
+        },
+    }
+
+
+def _reader(seen: Observation) -> dict[str, Any]:
+    from cdc.position import format_lsn
+
+    progress = seen.progress.value
+    if progress is None:
+        return {"up": False, "reason": seen.progress.reason}
+    return {
+        "up": True,
+        "position": str(progress.position),
+        "epoch": progress.epoch,
+        "lsn": format_lsn(progress.end_lsn),
+        "lag_bytes": _behind(seen, progress.end_lsn),
+        "snapshots": {
+            table: {"done": state.done, "rows": state.rows} for table, state in sorted(progress.snapshots.items())
+        },
+    }
+
+
+def _store(seen: Observation, name: str) -> dict[str, Any]:
+    from cdc.position import format_lsn
+
+    part = seen.stores[name]
+    if part.value is None:
+        return {"up": False, "reason": part.reason}
+    state = part.value
+    return {
+        "up": True,
+        "rows": state.rows,
+        "watermark": None if state.watermark is None else format_lsn(state.watermark),
+        "fresh_until": state.at,
+        "lag_seconds": None if state.at is None else max(0.0, round(seen.time - state.at, 3)),
+        "lag_bytes": None if state.watermark is None else _behind(seen, state.watermark),
+        "offset_lag": state.offset_lag,
+    }
+
+
+def _process(seen: Observation, name: str, words: dict[str, str]) -> dict[str, Any]:
+    part = seen.processes[name]
+    if part.up:
+        return {"up": True}
+    return {"up": False, "reason": part.reason, "last_words": words.get(name)}
+
+
+def _behind(seen: Observation, lsn: int) -> int | None:
+    """Bytes of WAL the source is ahead; None when the source cannot be asked."""
+    return None if seen.source.value is None else max(0, seen.source.value.lsn - lsn)
+
+
+def render(found: dict[str, Any], rates: dict[str, str] | None = None) -> RenderableType:
+    """Two tables: stores beside the source, and processes."""
+    from rich.console import Group
+    from rich.table import Table
+
+    stores = Table(title="source and stores")
+    for column in ("", "state", "lag", "behind", "offsets behind", "watermark", "rows"):
+        stores.add_column(column)
+    source = found["source"]
+    slot = _slot(source)
+    stores.add_row("postgres", _state(source, slot), "", "", "", source.get("lsn", ""), _rows(source))
+    progress = found["progress"]
+    stores.add_row("kafka", _state(progress, _snapshots(progress)), "", size(progress.get("lag_bytes")), "",
+                   progress.get("lsn", ""), "")  # fmt: skip
+    for name, store in found["stores"].items():
+        stores.add_row(name, _state(store), _seconds(store.get("lag_seconds")), size(store.get("lag_bytes")),
+                       _number(store.get("offset_lag")), store.get("watermark") or "", _rows(store))  # fmt: skip
+    processes = Table(title="processes")
+    for column in ("", "state", *(("rates",) if rates is not None else ())):
+        processes.add_column(column)
+    for name, process in found["processes"].items():
+        extra = (rates.get(name, ""),) if rates is not None else ()
+        processes.add_row(TITLES[name], _state(process, process.get("last_words") or ""), *extra)
+    return Group(stores, processes)
+
+
+def _state(part: dict[str, Any], note: str = "") -> str:
+    from rich.markup import escape
+
+    if part["up"]:
+        return f"[green]up[/]{f', {escape(note)}' if note else ''}"
+    return f"[red]down[/]: {escape(part['reason'])}{f' ({escape(note)})' if note else ''}"
+
+
+def _slot(source: dict[str, Any]) -> str:
+    if not source["up"]:
+        return ""
+    slot = source["slot"]
+    if slot is None:
+        return "no slot yet"
+    state = "lost" if slot["lost"] else "active" if slot["active"] else "nobody reads it"
+    return f"slot {slot['name']}: {state}, holds {size(slot['retained_bytes'])} of WAL"
+
+
+def _snapshots(progress: dict[str, Any]) -> str:
+    running = {name: state for name, state in progress.get("snapshots", {}).items() if not state["done"]}
+    return ", ".join(f"snapshot of {name}: {state['rows']} rows" for name, state in running.items())
+
+
+def _rows(part: dict[str, Any]) -> str:
+    return "\n".join(f"{table} {rows:,}" for table, rows in (part.get("rows") or {}).items())
+
+
+def _seconds(value: float | None) -> str:
+    return "?" if value is None else f"{value:.1f} s"
+
+
+def _number(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def size(value: int | None) -> str:
+    """Bytes for a person."""
+    if value is None:
+        return "?"
+    number = float(value)
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} GB"
