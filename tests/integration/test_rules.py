@@ -13,45 +13,17 @@ import yaml
 
 from cdc import metrics
 from cdc.config import Freshness, load
+from tests.monitoring import PROMETHEUS, ROOT, RUNBOOK, dashboard_queries, metric_names, panels, rules, sections
 
-ROOT = Path(__file__).parents[2]
-PROMETHEUS = ROOT / "docker/prometheus"
-DASHBOARD = ROOT / "docker/grafana/dashboards/memory-cdc.json"
-RUNBOOK = ROOT / "docs/operations.md"
 JOBS = {"cdc-reader", "cdc-redis", "cdc-faiss"}
-
-
-def rules() -> list[dict[str, Any]]:
-    groups = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
 
 
 def alerts() -> list[dict[str, Any]]:
     return [rule for rule in rules() if "alert" in rule]
 
 
-def panels() -> list[dict[str, Any]]:
-    return list(json.loads(DASHBOARD.read_text())["panels"])
-
-
-def dashboard_queries() -> list[str]:
-    return [target["expr"] for panel in panels() for target in panel["targets"]]
-
-
-def metric_names(expression: str) -> set[str]:
-    """The cdc_* identifiers of a PromQL expression; recorded ones (cdc:…) and strings are left out."""
-    return set(re.findall(r"(?<![\w:])cdc_\w+", re.sub(r'"[^"]*"', '""', expression)))
-
-
 def recorded_names(expression: str) -> set[str]:
     return set(re.findall(r"\bcdc:\w+", expression))
-
-
-def sections() -> dict[str, str]:
-    """The runbook's sections by the anchor of their heading, formed as GitHub forms it."""
-    parts = re.split(r"^#+ (.+)$", RUNBOOK.read_text(), flags=re.M)
-    anchors = (re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in parts[1::2])
-    return dict(zip(anchors, parts[2::2], strict=True))
 
 
 def family(sample: str) -> str:

@@ -1,0 +1,216 @@
+"""A real Prometheus watches the running pipeline: silent while all is well, loud while a consumer hangs or is dead."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from cdc.config import load
+from cdc.embedded import Server, Servers
+from cdc.embedded.folder import Folder
+from cdc.embedded.identity import Identity
+from tests.monitoring import ROOT, RUNBOOK, dashboard_queries, metric_names, sections
+from tests.prometheus import Prometheus
+from tests.waiting import until
+
+PROGRAM = shutil.which("prometheus")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no prometheus; `make setup` installs it")
+
+TEXTS = 20
+ON_EVENTS = {  # these series are born with the first event of their kind, and none of them is due here
+    "cdc_index_retrains_total": "an index of another kind than Flat was trained anew",
+    "cdc_reader_filled_total": "the output plugin left out a value",
+    "cdc_reader_retries_total": "the reader lost a server",
+    "cdc_store_dead_letters_total": "a store refused a record",
+    "cdc_store_rebuilds_total": "a store was filled anew",
+    "cdc_store_retries_total": "a consumer lost a server",
+}
+
+
+class Up(Server):
+    """`cdc up --json`, the supervisor of the pipeline; what it prints goes to its log."""
+
+    name = "up"
+    title = "cdc up"
+    stop_signals = ((signal.SIGTERM, 90.0),)
+
+    def __init__(self, folder: Folder) -> None:
+        super().__init__(folder, {})
+        self.data = Folder(folder.path / "pipeline")
+
+    @property
+    def provider(self) -> str:
+        return sys.executable
+
+    def prepare(self) -> None:
+        """Nothing: it makes what it needs."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "cdc.cli", "up", "--json", "--data", str(self.data.path)]
+
+    def answers(self) -> bool:
+        return self._printed() is not None
+
+    @property
+    def endpoints(self) -> dict[str, Any]:
+        """What it printed."""
+        printed = self._printed()
+        assert printed is not None, self.log.read_text()
+        return printed
+
+    def _printed(self) -> dict[str, Any] | None:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return next((dict(json.loads(line)) for line in lines if line.startswith('{"postgres_dsn"')), None)
+
+    def process(self, name: str) -> Identity:
+        """One of the pipeline's processes, or the `owner`, which is the supervisor."""
+        found = Identity.read(self.data.pid_file(name))
+        assert found is not None, f"{name} does not run"
+        return found
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[Identity]:
+        """It lives, and does nothing."""
+        process = self.process(name)
+        process.signal(signal.SIGSTOP)
+        try:
+            yield process
+        finally:
+            process.signal(signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """The pipeline, running."""
+    folder = Folder(tmp_path_factory.mktemp("up"))
+    folder.lock()
+    pipeline = Up(folder)
+    environment = pytest.MonkeyPatch()
+    environment.setenv("CDC_FAISS__SNAPSHOT_SECONDS", "1")  # a minute by default
+    try:
+        pipeline.start()
+        yield pipeline
+    finally:
+        environment.undo()
+        pipeline.stop()
+        Servers(pipeline.data.path).erase()
+        folder.unlock()
+
+
+@pytest.fixture(scope="module")
+def prometheus(up: Up) -> Iterator[Prometheus]:
+    """It scrapes that pipeline."""
+    metrics = load(Path(up.endpoints["config"]), {}).metrics
+    ports = {"reader": metrics.reader_port, "redis": metrics.redis_port, "faiss": metrics.faiss_port}
+    assert PROGRAM is not None
+    server = Prometheus(up.folder, PROGRAM, {f"cdc-{part}": f"{metrics.host}:{port}" for part, port in ports.items()})
+    try:
+        server.start()
+        yield server
+        print("alerts at the end:", server.alerts("pending", "firing"))
+    finally:
+        server.stop()
+
+
+async def quiet(prometheus: Prometheus) -> None:
+    """Until all is well: everything scraped, every rule evaluated, both stores fresh, and nothing to complain of."""
+
+    def well() -> bool:
+        return (
+            prometheus.targets() == dict.fromkeys(("cdc-reader", "cdc-redis", "cdc-faiss"), "up")
+            and all(rule["health"] == "ok" for rule in prometheus.rules())
+            and {series["store"] for series, _ in prometheus.query("cdc:store_age_seconds")} == {"redis", "faiss"}
+            and not prometheus.alerts("pending", "firing")
+        )
+
+    await until(well, "everything up and no alert")
+
+
+def firing(prometheus: Prometheus) -> set[tuple[str, str]]:
+    """Which alert, and of what; each leads to its section of the runbook."""
+    found = set()
+    for alert in prometheus.alerts("firing"):
+        file, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+        assert ROOT / file == RUNBOOK
+        assert anchor in sections()
+        labels = alert["labels"]
+        found.add((labels["alertname"], labels.get("store") or labels["job"]))
+    return found
+
+
+async def test_a_fresh_pipeline_raises_no_alert(prometheus: Prometheus) -> None:
+    await quiet(prometheus)
+    assert all(age >= 0 for _, age in prometheus.query("cdc:store_age_seconds"))
+
+
+async def test_a_hanging_consumer_is_noticed_until_it_goes_on(up: Up, prometheus: Prometheus) -> None:
+    await quiet(prometheus)
+    with up.frozen("consumer-redis") as consumer:
+        await until(
+            lambda: firing(prometheus) == {("CdcFreshnessMissed", "redis"), ("CdcProcessDown", "cdc-redis")},
+            "exactly the alerts of a hanging Redis consumer",
+        )
+        assert up.process("consumer-redis") == consumer, "it was started again, so nothing hung"
+    await quiet(prometheus)
+    assert up.process("consumer-redis") == consumer, "it did not go on by itself"
+
+
+async def test_a_dead_consumer_is_noticed_until_it_is_back(up: Up, prometheus: Prometheus) -> None:
+    await quiet(prometheus)
+    with up.frozen("owner"):
+        dead = up.process("consumer-faiss")
+        dead.signal(signal.SIGKILL)
+        await until(
+            lambda: firing(prometheus) >= {("CdcFreshnessMissed", "faiss"), ("CdcProcessDown", "cdc-faiss")},
+            "the alerts of a dead FAISS consumer",
+        )
+        assert not dead.alive()
+    await quiet(prometheus)
+    assert up.process("consumer-faiss") != dead
+
+
+async def test_the_dashboard_shows_the_living_system(up: Up, prometheus: Prometheus) -> None:
+    await use(up, prometheus)
+    queries = dashboard_queries()
+    wanted = set().union(*map(metric_names, queries))
+    assert set(ON_EVENTS) <= wanted
+    await until(
+        lambda: wanted - set(ON_EVENTS) <= set(prometheus.ask("label/__name__/values")), "every metric of the dashboard"
+    )
+    shown = [query for query in queries if not metric_names(query) & set(ON_EVENTS)]
+    await until(lambda: all(map(prometheus.query, shown)), "every curve of the dashboard")
+    for query in queries:
+        prometheus.query(query)
+
+
+async def use(up: Up, prometheus: Prometheus) -> None:
+    """Rows come, change and go, and somebody searches."""
+    rows = vectors(prometheus)
+    with psycopg.connect(up.endpoints["postgres_dsn"], autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO memories (user_id, content) SELECT 'ada', 'river number ' || i FROM generate_series(1, %s) i",
+            [TEXTS],
+        )
+        await until(lambda: vectors(prometheus) == rows + TEXTS, "the texts are in the index")
+        connection.execute("UPDATE memories SET importance = 0.5")
+        connection.execute("DELETE FROM memories WHERE content = 'river number 1'")
+    await until(lambda: vectors(prometheus) == rows + TEXTS - 1, "the text has left the index")
+    search(up)
+
+
+def vectors(prometheus: Prometheus) -> float:
+    return sum(value for _, value in prometheus.query("cdc_index_vectors"))
+
+
+def search(up: Up) -> None:
+    httpx.post(f"{up.endpoints['gateway']}/search", json={"text": "rivers"}).raise_for_status()
