@@ -8,7 +8,7 @@ import typer
 
 COMMANDS = (
     "up", "down", "status", "top", "reader", "consume", "versions", "verify", "rebuild", "snapshot",
-    "resync",
+    "resync", "demo",
 )  # fmt: skip
 MODULES = {"down": "up"}  # where a command shares a module
 

@@ -6,9 +6,11 @@ import json
 import platform
 import signal
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from cdc.errors import CdcError
 
 if TYPE_CHECKING:
     from cdc.demo.rig import Rig
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from cdc.demo.summary import Summary
 
 SEED = 20  # any; the same seed writes the same rows
-DIFFERENT = 1  # exit code, as of `cdc verify`
+FAILED = 1  # exit code: something differs or a step failed
 
 
 def demo(
@@ -24,48 +26,55 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leaves everything running and says how to connect.")] = False,
     seed: Annotated[int, typer.Option(help="The same seed writes the same rows.")] = SEED,
 ) -> int:
-    """Shows the whole path on real servers: write, search, kill, rebuild, compare. Exit code 1 if anything differs."""
+    """Shows the whole path on real servers: write, search, kill, rebuild, compare.
+
+    Exit code 1 when anything differs or a step fails."""
     from rich.console import Console
 
+    from cdc import log
+    from cdc.demo.rig import Rig
     from cdc.demo.screen import Screen
     from cdc.demo.summary import Summary
 
-    summary = Summary(seed, platform.python_version())
-    screen = Screen(Console(stderr=as_json))
-    started = time.monotonic()
+    log.configure("demo", quiet=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
-    kept = _run(summary, screen, keep)
+    summary, screen, rig = Summary(seed, platform.python_version()), Screen(Console(stderr=as_json)), Rig(stay=keep)
+    started = time.monotonic()
+    try:
+        _run(summary, screen, rig)
+    except CdcError as error:
+        screen.fail(error.message, error.hint, rig.logs)
+        summary.error = error.message
     summary.seconds = round(time.monotonic() - started, 1)
     screen.summary(summary)
-    if keep:
-        _connect(screen, kept)
+    if rig.running:
+        _connect(screen, rig)
     if as_json:
-        typer.echo(json.dumps({**summary.as_json(), **({"kept": kept.found} if keep else {})}))
-    return 0 if summary.equal else DIFFERENT
+        typer.echo(json.dumps({**summary.as_json(), "kept": rig.found if rig.running else None}))
+    return 0 if summary.equal else FAILED
 
 
-def _run(summary: Summary, screen: Screen, keep: bool) -> Rig:
+def _run(summary: Summary, screen: Screen, rig: Rig) -> None:
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
-    from cdc.demo.rig import Rig
     from cdc.demo.story import tell
     from cdc.demo.texts import standard_library
 
     started = time.monotonic()
     screen.step("PostgreSQL, Kafka, Redis, the reader and both consumers start")
-    with ThreadPoolExecutor(1) as pool, Rig(stay=keep) as rig:
+    with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(standard_library)
-        summary.servers = rig.found["provider"]
-        for program in summary.servers.values():
-            screen.say(f"[dim]{program}[/]")
-        summary.start_seconds = round(time.monotonic() - started, 1)
-        screen.say(f"ready in {summary.start_seconds} s")
-        asyncio.run(tell(rig, reading.result(), summary, screen))
-        return rig
+        with rig:
+            summary.servers = rig.found["provider"]
+            for program in summary.servers.values():
+                screen.say(f"[dim]{program}[/]")
+            summary.start_seconds = round(time.monotonic() - started, 1)
+            screen.say(f"ready in {summary.start_seconds} s")
+            asyncio.run(tell(rig, reading.result(), summary, screen))
 
 
-def _connect(screen: Screen, rig: Any) -> None:
+def _connect(screen: Screen, rig: Rig) -> None:
     found = rig.found
     screen.console.print("\nStill running:")
     for line in (
@@ -73,6 +82,6 @@ def _connect(screen: Screen, rig: Any) -> None:
         f"redis-cli -u {found['redis_url']}",
         f"curl -s {found['gateway']}/search -H 'content-type: application/json' -d '{{\"text\": \"a JSON decoder\"}}'",
         f"cdc --config {found['config']} status",
-        f"cdc down --data {rig.path}",
+        f"cdc down --data {rig.path} && rm -r {rig.path}",
     ):
         screen.console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)

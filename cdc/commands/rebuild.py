@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -36,7 +37,7 @@ def rebuild(
         )
         return
     since = _since(from_offset, from_time)
-    with _bar(store, hidden=as_json) as on_progress:
+    with _bar(store, hidden=as_json and not sys.stderr.isatty()) as on_progress:
         report = ask(config, _rebuild(config, store, since, on_progress))
     if as_json:
         typer.echo(json.dumps(_document(store, report), ensure_ascii=False))
