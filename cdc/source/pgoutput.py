@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
-from cdc.errors import DecodeError, PreconditionError
+from cdc.errors import DecodeError
 from cdc.source.catalog import Catalog
 from cdc.source.events import (
     MESSAGE_PREFIX,
-    NULL,
     UNCHANGED,
     Begin,
     Commit,
     Event,
-    Fragment,
     Message,
     Row,
-    Table,
     Truncate,
 )
 from cdc.source.layout import Seen
+from cdc.source.pgoutput_rows import HINT, INT16, INT32, Shape, forget_unknown, read_tuple
 from cdc.source.relations import Relation
 from cdc.source.truncation import folded
 
@@ -36,18 +34,8 @@ _COMMIT: Final = struct.Struct("!xQQq")  # flags, commit LSN, end LSN, commit ti
 _MESSAGE: Final = struct.Struct("!BQ")  # flags (1: transactional), LSN
 _TRUNCATE: Final = struct.Struct("!IB")  # relations, options
 _COLUMN: Final = struct.Struct("!Ii")  # type oid, type modifier
-_INT16: Final = struct.Struct("!H").unpack_from
-_INT32: Final = struct.Struct("!I").unpack_from
 _PG_EPOCH_US: Final = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970-01-01
-_NULL, _TOAST, _TEXT, _OLD, _KEY, _NEW = b"nutOKN"
-_HINT: Final = "is the slot's plugin pgoutput with proto_version 1?"
-
-
-class _Shape(NamedTuple):
-    """A Relation message made ready: for each column its place in the table (-1: does not travel) and its codec."""
-
-    table: Table
-    columns: tuple[tuple[int, Callable[[bytes], bytes]], ...]
+_OLD, _KEY, _NEW = b"OKN"
 
 
 class PgoutputDecoder:
@@ -55,7 +43,7 @@ class PgoutputDecoder:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._shapes: dict[int, _Shape | None] = {}  # by relation oid; None: not selected
+        self._shapes: dict[int, Shape | None] = {}  # by relation oid; None: not selected
         self._readers: dict[int, Callable[[bytes], Event | None]] = {
             ord("B"): self._begin,
             ord("C"): self._commit,
@@ -79,11 +67,11 @@ class PgoutputDecoder:
         data = bytes(payload)
         reader = self._readers.get(data[0] if data else -1)
         if reader is None:
-            raise DecodeError("pgoutput: unknown message at byte 0", hint=_HINT)
+            raise DecodeError("pgoutput: unknown message at byte 0", hint=HINT)
         try:
             return reader(data)
         except (struct.error, IndexError) as error:
-            raise DecodeError(f"pgoutput: message cut off at byte {len(data)}", hint=_HINT) from error
+            raise DecodeError(f"pgoutput: message cut off at byte {len(data)}", hint=HINT) from error
 
     def _begin(self, data: bytes) -> Begin:
         lsn, committed, xid = _BEGIN.unpack_from(data, 1)
@@ -94,10 +82,10 @@ class PgoutputDecoder:
         return Commit(lsn, end)
 
     def _relation(self, data: bytes) -> None:
-        oid = _INT32(data, 1)[0]
+        oid = INT32(data, 1)[0]
         _, at = _cstring(data, 5)
         _, at = _cstring(data, at)
-        count = _INT16(data, at + 1)[0]  # after one byte of replica identity
+        count = INT16(data, at + 1)[0]  # after one byte of replica identity
         at += 3
         seen = []
         for _ in range(count):
@@ -110,18 +98,18 @@ class PgoutputDecoder:
         selected = relation is not None and self._catalog.selects(relation)
         self._shapes[oid] = self._shape(relation, tuple(seen)) if relation is not None and selected else None
 
-    def _shape(self, relation: Relation, seen: Seen) -> _Shape:
+    def _shape(self, relation: Relation, seen: Seen) -> Shape:
         table = self._catalog.table_of(relation, seen)
         places = {column.name: i for i, column in enumerate(table.columns)}
         codecs = [places.get(name, -1) for name, _ in seen]
-        return _Shape(table, tuple((at, table.columns[at].codec) for at in codecs))
+        return Shape(table, tuple((at, table.columns[at].codec) for at in codecs))
 
     def _insert(self, data: bytes) -> Row | None:
         shape = self._of(data, 1)
         if shape is None:
             return None
         _expect(data, 5, _NEW)
-        new, at = _tuple(data, 6, shape)
+        new, at = read_tuple(data, 6, shape)
         _whole(data, at)
         return Row("c", shape.table, new, None)
 
@@ -132,11 +120,11 @@ class PgoutputDecoder:
         at, old = 5, None
         if data[at] in (_OLD, _KEY):
             kind = data[at]
-            old, at = _tuple(data, at + 1, shape)
+            old, at = read_tuple(data, at + 1, shape)
             if kind == _KEY:
-                _forget(old, shape.table)
+                forget_unknown(old, shape.table)
         _expect(data, at, _NEW)
-        new, at = _tuple(data, at + 1, shape)
+        new, at = read_tuple(data, at + 1, shape)
         _whole(data, at)
         if old is None:
             return Row("u", shape.table, new, None)
@@ -152,101 +140,57 @@ class PgoutputDecoder:
             return None
         kind = data[5]
         if kind not in (_OLD, _KEY):
-            raise DecodeError("pgoutput: no old row at byte 5", hint=_HINT)
-        old, at = _tuple(data, 6, shape)
+            raise DecodeError("pgoutput: no old row at byte 5", hint=HINT)
+        old, at = read_tuple(data, 6, shape)
         _whole(data, at)
         if kind == _KEY:
-            _forget(old, shape.table)
+            forget_unknown(old, shape.table)
         return Row("d", shape.table, None, old)
 
     def _truncate(self, data: bytes) -> Truncate | None:
         count, _ = _TRUNCATE.unpack_from(data, 1)
         start = 1 + _TRUNCATE.size
         _whole(data, start + 4 * count)
-        relations = [self._catalog.relation(_INT32(data, start + 4 * i)[0]) for i in range(count)]
+        relations = [self._catalog.relation(INT32(data, start + 4 * i)[0]) for i in range(count)]
         selected = [relation for relation in relations if relation is not None and self._catalog.selects(relation)]
         return Truncate([self._catalog.present(root) for root in folded(self._catalog, selected)]) if selected else None
 
     def _message(self, data: bytes) -> Message | None:
         flags, _ = _MESSAGE.unpack_from(data, 1)
         prefix, at = _cstring(data, 1 + _MESSAGE.size)
-        length = _INT32(data, at)[0]
+        length = INT32(data, at)[0]
         _whole(data, at + 4 + length)
         if prefix != MESSAGE_PREFIX:
             return None
         return Message(prefix, data[at + 4 :], bool(flags & 1))
 
-    def _of(self, data: bytes, at: int) -> _Shape | None:
-        oid = _INT32(data, at)[0]
+    def _of(self, data: bytes, at: int) -> Shape | None:
+        oid = INT32(data, at)[0]
         try:
             return self._shapes[oid]
         except KeyError as error:
-            raise DecodeError(f"pgoutput: a row of a relation not announced, at byte {at}", hint=_HINT) from error
+            raise DecodeError(f"pgoutput: a row of a relation not announced, at byte {at}", hint=HINT) from error
 
 
 def _nothing(_: bytes) -> None:
     """Type and Origin messages: the catalog knows the types, and origins are filtered by the publication's reader."""
 
 
-def _tuple(data: bytes, at: int, shape: _Shape) -> tuple[list[Fragment], int]:
-    """TupleData from `at` → (a fragment a column of the table, offset after it)."""
-    if _INT16(data, at)[0] != len(shape.columns):
-        raise DecodeError(f"pgoutput: the row at byte {at} does not have its relation's columns", hint=_HINT)
-    row: list[Fragment] = [UNCHANGED] * len(shape.table.columns)
-    try:
-        return row, _values(data, at + 2, shape, row)
-    except DecodeError as error:
-        table = f"{shape.table.schema}.{shape.table.name}"
-        raise DecodeError(f"pgoutput: a row of {table} at byte {at}: {error.message}", hint=error.hint) from error
-
-
-def _values(data: bytes, at: int, shape: _Shape, row: list[Fragment]) -> int:
-    for place, codec in shape.columns:
-        kind = data[at]
-        at += 1
-        if kind == _TEXT:
-            start = at + 4
-            at = start + _INT32(data, at)[0]
-            if at > len(data):
-                raise DecodeError(f"a value at byte {start} is cut off", hint=_HINT)
-            if place >= 0:
-                row[place] = codec(data[start:at])
-        elif kind == _NULL:
-            if place >= 0:
-                row[place] = NULL
-        elif kind != _TOAST:
-            raise DecodeError(f"unknown kind of value at byte {at - 1}", hint=_HINT)
-    return at
-
-
-def _forget(old: list[Fragment], table: Table) -> None:
-    """A key tuple has NULL for every column outside the replica identity: they are not known."""
-    key = table.key
-    if any(old[i] == NULL for i in key):
-        raise PreconditionError(
-            f"a row of {table.schema}.{table.name} lacks key columns: the replica identity does not cover the key",
-            hint=f"ALTER TABLE {table.schema}.{table.name} REPLICA IDENTITY FULL, then run `cdc resync`",
-        )
-    for i in range(len(old)):
-        if i not in key:
-            old[i] = UNCHANGED
-
-
 def _cstring(data: bytes, at: int) -> tuple[str, int]:
     end = data.find(b"\0", at)
     if end < 0:
-        raise DecodeError(f"pgoutput: a name at byte {at} has no end", hint=_HINT)
+        raise DecodeError(f"pgoutput: a name at byte {at} has no end", hint=HINT)
     try:
         return data[at:end].decode(), end + 1
     except UnicodeDecodeError as error:
-        raise DecodeError(f"pgoutput: a name at byte {at} is not UTF-8", hint=_HINT) from error
+        raise DecodeError(f"pgoutput: a name at byte {at} is not UTF-8", hint=HINT) from error
 
 
 def _expect(data: bytes, at: int, kind: int) -> None:
     if data[at] != kind:
-        raise DecodeError(f"pgoutput: no new row at byte {at}", hint=_HINT)
+        raise DecodeError(f"pgoutput: no new row at byte {at}", hint=HINT)
 
 
 def _whole(data: bytes, at: int) -> None:
     if at != len(data):
-        raise DecodeError(f"pgoutput: the message should end at byte {at} but has {len(data)}", hint=_HINT)
+        raise DecodeError(f"pgoutput: the message should end at byte {at} but has {len(data)}", hint=HINT)

@@ -4,46 +4,18 @@ from __future__ import annotations
 
 import base64
 import hmac
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg import sql
 
-from cdc.config import parse
 from cdc.envelope import decode_floats
-from cdc.errors import ConfigError, ConnectError, PreconditionError
-from cdc.source.catalog import Catalog
-from cdc.source.events import NULL, UNCHANGED, UNKNOWN, Begin, Commit, Message, Row, Truncate
-from tests.decoding import Decoding, dropped
+from cdc.source.events import NULL, UNCHANGED, UNKNOWN, Begin, Commit, Message, Row
+from tests.decoding import Decoding
 from tests.type_samples import SETUP, columns, create, inserts, text_of
 
 LONG = "repeat('long ', 2000)"  # over the TOAST threshold of 2 kB, even when compressed: storage is external
-
-
-@pytest.fixture
-def clean(database: str) -> str:
-    """The module's database with an empty schema public."""
-    with psycopg.connect(database, autocommit=True) as connection:
-        dropped(connection)
-    return database
-
-
-@pytest.fixture
-def make(clean: str) -> Iterator[Any]:
-    """Builds a Decoding; closed afterwards."""
-    made: list[Decoding] = []
-
-    def build(**settings: Any) -> Decoding:
-        made.append(Decoding(clean, **settings))
-        return made[-1]
-
-    yield build
-    for decoding in made:
-        decoding.close()
 
 
 def fragments(row: Row, names: str) -> list[Any]:
@@ -54,8 +26,8 @@ def fragments(row: Row, names: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["by key", "full"])
-def test_every_type(make: Any, full: bool) -> None:
-    decoding = make()
+def test_every_type(make_decoding: Any, full: bool) -> None:
+    decoding = make_decoding()
     decoding.run(SETUP)
     decoding.connection.execute(create("every").encode())
     if full:
@@ -105,8 +77,8 @@ def check_selected_text(decoding: Decoding, rows: list[Row]) -> None:
             assert streamed == (NULL if text is None else column.codec(text.encode())), column
 
 
-def test_null_stands_for_what_wal2json_cannot_say(make: Any) -> None:
-    decoding = make()
+def test_null_stands_for_what_wal2json_cannot_say(make_decoding: Any) -> None:
+    decoding = make_decoding()
     decoding.run(
         "CREATE DOMAIN ratio AS real;\nCREATE TABLE t (id int PRIMARY KEY, r real NOT NULL, n numeric, d ratio)"
     )
@@ -119,8 +91,8 @@ def test_null_stands_for_what_wal2json_cannot_say(make: Any) -> None:
     assert first.new == [b"1", b'"NaN"', NULL, b'"NaN"']
 
 
-def test_boundaries_name_commit_and_end(make: Any) -> None:
-    decoding = make()
+def test_boundaries_name_commit_and_end(make_decoding: Any) -> None:
+    decoding = make_decoding()
     decoding.run("CREATE TABLE t (id int PRIMARY KEY)")
     decoding.both()
     decoding.run("INSERT INTO t VALUES (1)")
@@ -135,8 +107,8 @@ def test_boundaries_name_commit_and_end(make: Any) -> None:
     assert begin.commit_lsn == commit.commit_lsn < commit.end_lsn <= row[1]
 
 
-def test_messages_of_ours_only(make: Any) -> None:
-    decoding = make()
+def test_messages_of_ours_only(make_decoding: Any) -> None:
+    decoding = make_decoding()
     for transactional in ("false", "true"):  # the other way round the last one might not be flushed yet
         decoding.run(f"SELECT pg_logical_emit_message({transactional}, 'memory-cdc', 'héllo \"q\"')")
         decoding.run(f"SELECT pg_logical_emit_message({transactional}, 'other', '1')")
@@ -144,8 +116,8 @@ def test_messages_of_ours_only(make: Any) -> None:
     assert messages == [Message("memory-cdc", 'héllo "q"'.encode(), transactional) for transactional in (False, True)]
 
 
-def test_unchanged_toast_by_key_and_full(make: Any) -> None:
-    decoding = make()
+def test_unchanged_toast_by_key_and_full(make_decoding: Any) -> None:
+    decoding = make_decoding()
     decoding.run(
         "CREATE TABLE t (id int PRIMARY KEY, body text, n int);\nALTER TABLE t ALTER body SET STORAGE EXTERNAL;\n"
         f"INSERT INTO t VALUES (1, {LONG}, 1)"
@@ -168,8 +140,8 @@ def test_unchanged_toast_by_key_and_full(make: Any) -> None:
     assert updated.table.full
 
 
-def test_savepoints_and_rollbacks_leave_no_trace(make: Any) -> None:
-    decoding = make()
+def test_savepoints_and_rollbacks_leave_no_trace(make_decoding: Any) -> None:
+    decoding = make_decoding()
     decoding.run("CREATE TABLE t (id int PRIMARY KEY)")
     decoding.both()
     decoding.run(
@@ -179,8 +151,8 @@ def test_savepoints_and_rollbacks_leave_no_trace(make: Any) -> None:
     assert [row.new for row in decoding.rows()] == [[b"1"], [b"3"]]
 
 
-def test_odd_names(make: Any) -> None:
-    decoding = make()
+def test_odd_names(make_decoding: Any) -> None:
+    decoding = make_decoding()
     decoding.run(
         'CREATE TABLE "Weird ""table% {}" ("Key %s" int, "weird ""name%" text, "ü,\\" int, '
         'PRIMARY KEY ("weird ""name%", "Key %s"));\n'
@@ -195,183 +167,8 @@ def test_odd_names(make: Any) -> None:
     assert key == b'{"weird \\"name%":"x","Key %s":1}'
 
 
-@pytest.mark.parametrize("via_root", [False, True], ids=["leaves published", "via root"])
-def test_partitions_travel_as_their_root(make: Any, via_root: bool) -> None:
-    decoding = make(via_root=via_root)
-    decoding.run(
-        "CREATE TABLE p (id int, kind text, x int, PRIMARY KEY (id, kind)) PARTITION BY LIST (kind);\n"
-        "CREATE TABLE p_a PARTITION OF p FOR VALUES IN ('a');\n"
-        "CREATE TABLE p_b (x int, gone int, kind text NOT NULL, id int NOT NULL);\nALTER TABLE p_b DROP gone;\n"
-        "ALTER TABLE p ATTACH PARTITION p_b FOR VALUES IN ('b');\n"
-        "CREATE TABLE p_c PARTITION OF p FOR VALUES IN ('c') PARTITION BY RANGE (id);\n"
-        "CREATE TABLE p_c1 PARTITION OF p_c FOR VALUES FROM (0) TO (10);\n"
-        "INSERT INTO p VALUES (1, 'a', 5), (2, 'b', 6), (3, 'c', 7);\nUPDATE p SET kind = 'b' WHERE id = 1;\n"
-        "UPDATE p SET x = 8;\nTRUNCATE p"
-    )
-    events = [event for event in decoding.both() if isinstance(event, Row | Truncate)]
-    rows = [event for event in events if isinstance(event, Row)]
-    assert {(row.table.schema, row.table.name) for row in rows} == {("public", "p")}
-    assert {tuple(column.name for column in row.table.columns) for row in rows} == {("id", "kind", "x")}
-    assert [row.op for row in rows] == ["c", "c", "c", "d", "c", "u", "u", "u"]
-    assert rows[4].new == [b"1", b'"b"', b"5"]
-    assert isinstance(events[-1], Truncate)
-    assert [table.name for table in events[-1].tables] == ["p"]
-
-
-PARTITIONED = (
-    "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);\n"
-    "CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (10);\n"
-    "CREATE TABLE p_2 PARTITION OF p FOR VALUES FROM (10) TO (20)"
-)
-
-
-def test_truncate_of_one_partition_stops(make: Any) -> None:
-    decoding = make()
-    decoding.run(PARTITIONED)
-    decoding.both()
-    decoding.run("TRUNCATE p_1")
-    for plugin in decoding.slots:
-        with pytest.raises(PreconditionError, match=r"public\.p_1 was truncated without public\.p") as caught:
-            decoding.events(plugin)
-        assert "DELETE" in caught.value.hint
-
-
-@pytest.mark.parametrize("statement", ["TRUNCATE p", "TRUNCATE p_1, p", "TRUNCATE p_1, p_2", "TRUNCATE p_2, p_1, p"])
-@pytest.mark.parametrize("via_root", [False, True], ids=["leaves published", "via root"])
-def test_truncate_of_a_root(make: Any, statement: str, via_root: bool) -> None:
-    decoding = make(via_root=via_root)
-    decoding.run(PARTITIONED)
-    decoding.both()
-    decoding.run(f"BEGIN;\n{statement};\n{statement};\nINSERT INTO p VALUES (1);\nCOMMIT")
-    if via_root and "p_2" in statement and not statement.endswith("p"):
-        assert [type(event) for event in decoding.events("pgoutput")] == [Begin, Row, Commit]  # it does not send it
-        return
-    _, first, second, *_ = decoding.both()
-    for event in (first, second):
-        assert isinstance(event, Truncate)
-        assert [table.name for table in event.tables] == ["p"]
-
-
-def test_truncate_of_several_tables(make: Any) -> None:
-    decoding = make(postgres={"tables": ["public.a", "public.p", "public.b*"]})
-    decoding.run(
-        "CREATE TABLE a (id int PRIMARY KEY);\nCREATE TABLE b (id int PRIMARY KEY);\nCREATE TABLE other (id int);\n"
-        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);\n"
-        "CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (10);\nTRUNCATE a, other, p, b;\nTRUNCATE other"
-    )
-    truncated = [event.tables[0].name for event in decoding.both() if isinstance(event, Truncate)]
-    assert truncated == ["a", "p", "b"]
-
-
-DDL = [
-    "ALTER TABLE t ADD extra text DEFAULT 'x'",
-    f"ALTER TABLE t ADD late text;\nALTER TABLE t ALTER late SET STORAGE EXTERNAL;\nUPDATE t SET late = {LONG}",
-    "ALTER TABLE t RENAME body TO text_body",
-    "ALTER TABLE t DROP late",
-    "ALTER TABLE t ALTER n TYPE text",
-    "ALTER TABLE t ADD late int",
-    "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (n)",
-    "ALTER TABLE t ALTER n TYPE bigint USING n::bigint",
-    "ALTER TABLE t RENAME n TO number",
-]
-
-
-@pytest.mark.parametrize("identity", ["DEFAULT", "FULL"])
-def test_ddl_in_the_stream(make: Any, identity: str) -> None:
-    """Each change is read before the next, as a reader that keeps up does."""
-    decoding = make()
-    decoding.run(
-        "CREATE TABLE t (id int PRIMARY KEY, body text, n int);\nALTER TABLE t ALTER body SET STORAGE EXTERNAL;\n"
-        f"ALTER TABLE t REPLICA IDENTITY {identity};\nINSERT INTO t VALUES (1, {LONG}, 1)"
-    )
-    decoding.both()
-    for ddl in DDL:
-        decoding.run(ddl)
-        decoding.run("UPDATE t SET id = id + 1")
-        decoding.rows()
-        insert = sql.SQL("INSERT INTO t (id, {}) VALUES (100, 100)").format(sql.Identifier(key(decoding)))
-        decoding.connection.execute(insert)
-        decoding.run("DELETE FROM t WHERE id = 100")
-        row, *_ = decoding.rows()
-        names = [column.name for column in row.table.columns]
-        assert names == present(decoding)
-
-
-def key(decoding: Decoding) -> str:
-    """The column that is n, whatever it is called now."""
-    return next(name for name in present(decoding) if name in ("n", "number"))
-
-
-def present(decoding: Decoding) -> list[str]:
-    """The columns of t now."""
-    query = (
-        "SELECT attname FROM pg_attribute WHERE attrelid = 't'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY 1"
-    )
-    query = query.replace("ORDER BY 1", "ORDER BY attnum")
-    return [name for (name,) in decoding.connection.execute(query).fetchall()]
-
-
-def test_ddl_while_rows_wait_under_full(make: Any) -> None:
-    """The catalog is far ahead of the rows: under REPLICA IDENTITY FULL every row still shows what it had."""
-    decoding = make()
-    decoding.run("CREATE TABLE t (id int PRIMARY KEY, body text, n int);\nALTER TABLE t REPLICA IDENTITY FULL")
-    decoding.run("ALTER TABLE t ALTER body SET STORAGE EXTERNAL")
-    decoding.run("INSERT INTO t VALUES (1, repeat('long ', 2000), 1);\nUPDATE t SET n = 2")
-    for ddl in DDL[:5]:
-        decoding.run(ddl)
-        decoding.run("UPDATE t SET id = id + 1;\nINSERT INTO t (id) VALUES (100);\nDELETE FROM t WHERE id = 100")
-    shapes = list(dict.fromkeys(tuple(c.name for c in row.table.columns) for row in decoding.rows()))
-    assert shapes == [
-        ("id", "body", "n"),
-        ("id", "body", "n", "extra"),
-        ("id", "body", "n", "extra", "late"),
-        ("id", "text_body", "n", "extra", "late"),
-        ("id", "text_body", "n", "extra"),
-    ]
-
-
-def test_a_renamed_column_is_filled_under_its_new_name(make: Any) -> None:
-    decoding = make()
-    decoding.run("CREATE TABLE t (id int PRIMARY KEY, body text, gone text);\nINSERT INTO t VALUES (1, 'x', 'y')")
-    (row,) = decoding.rows()
-    decoding.run("ALTER TABLE t RENAME body TO text_body;\nALTER TABLE t DROP gone;\nALTER TABLE t ADD other text")
-    expressions = decoding.catalogs["pgoutput"].text_columns(row.table)
-    query = sql.SQL("SELECT {} FROM t").format(sql.SQL(", ").join(expressions))
-    assert decoding.connection.execute(query).fetchone() == ("1", "x", None)
-
-
-def test_a_partition_attached_or_detached_between_rows(make: Any) -> None:
-    decoding = make(postgres={"tables": ["public.p"]})
-    decoding.run(
-        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);\n"
-        "CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (10);\nCREATE TABLE p_2 (id int PRIMARY KEY);\n"
-        "INSERT INTO p VALUES (1);\nINSERT INTO p_2 VALUES (11)"
-    )
-    assert [row.new for row in decoding.rows()] == [[b"1"]]
-    decoding.run("ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES FROM (10) TO (20);\nINSERT INTO p_2 VALUES (12)")
-    assert [row.new for row in decoding.rows()] == [[b"12"]]
-    decoding.run("ALTER TABLE p DETACH PARTITION p_2;\nINSERT INTO p_2 VALUES (13)")
-    assert decoding.rows() == []
-
-
-def test_a_table_dropped_with_rows_waiting_is_passed_over(make: Any) -> None:
-    decoding = make()
-    decoding.run("CREATE TABLE t (id int PRIMARY KEY);\nINSERT INTO t VALUES (1);\nDROP TABLE t")
-    decoding.run("CREATE TABLE t (other int PRIMARY KEY, x text);\nINSERT INTO t VALUES (2, 'x')")
-    rows = [event for event in decoding.events("pgoutput") if isinstance(event, Row)]
-    assert [row.new for row in rows] == [[b"2", b'"x"']]
-
-
-def test_a_table_made_after_its_name_was_not_found(make: Any) -> None:
-    decoding = make()
-    decoding.run("CREATE TABLE t (id int PRIMARY KEY);\nINSERT INTO t VALUES (1);\nDROP TABLE t")
-    assert decoding.rows() == []
-    decoding.run("CREATE TABLE t (id int PRIMARY KEY, x text);\nINSERT INTO t VALUES (2, 'x')")
-    assert [row.new for row in decoding.rows()] == [[b"2", b'"x"']]
-
-
-def test_a_check_that_keeps_nan_out_makes_null_certain(make: Any) -> None:
-    decoding = make()
+def test_a_check_that_keeps_nan_out_makes_null_certain(make_decoding: Any) -> None:
+    decoding = make_decoding()
     decoding.run(
         'CREATE TABLE t (id int PRIMARY KEY, "a % b" real CHECK ("a % b" BETWEEN 0 AND 1), b real CHECK (b > 0), '
         "c numeric(5,2) CHECK (c < 10 AND c > -10), d float8, e float8 CHECK (sqrt(e) > 0));\nINSERT INTO t VALUES (1)"
@@ -382,18 +179,8 @@ def test_a_check_that_keeps_nan_out_makes_null_certain(make: Any) -> None:
     assert [column.nonfinite for column in row.table.columns] == [False, False, True, False, True, True]
 
 
-def test_the_catalog_serves_two_threads(make: Any) -> None:
-    decoding = make()
-    decoding.run("CREATE TABLE t (id int PRIMARY KEY, b boolean)")
-    catalog = decoding.catalogs["pgoutput"]
-    table = catalog.table("public", "t")
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda n: (catalog.text_columns(table), catalog.advance(1 << 62 | n)), range(40)))
-    assert len({repr(expressions) for expressions, _ in results}) == 1
-
-
-def test_generated_columns_stay(make: Any) -> None:
-    decoding = make()
+def test_generated_columns_stay(make_decoding: Any) -> None:
+    decoding = make_decoding()
     decoding.run(
         "CREATE TABLE t (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) STORED, x text);\n"
         "INSERT INTO t (id, x) VALUES (1, 'x')"
@@ -402,14 +189,14 @@ def test_generated_columns_stay(make: Any) -> None:
     assert row.new == [b"1", b'"x"']
 
 
-def test_columns_are_selected_and_masked(make: Any) -> None:
+def test_columns_are_selected_and_masked(make_decoding: Any) -> None:
     settings = {
         "columns": ["*"],
         "exclude": ["secret*"],
         "mask": {"email": "hash", "phone": "redact", "ssn": "drop", "flag": "hash", "raw": "hash", "n": "hash"},
         "version_column": "versions",
     }
-    decoding = make(tables={"public.t": settings}, mask_secret="key")
+    decoding = make_decoding(tables={"public.t": settings}, mask_secret="key")
     decoding.run(
         "CREATE TABLE t (ssn text, id int PRIMARY KEY, email text, phone text, secret_x text, flag bool, raw bytea, "
         "n numeric, versions jsonb);\n"
@@ -426,9 +213,9 @@ def test_columns_are_selected_and_masked(make: Any) -> None:
     assert [column.masked for column in first.table.columns] == [False, True, True, True, True, True, False]
 
 
-def test_vectors(make: Any) -> None:
+def test_vectors(make_decoding: Any) -> None:
     tables = {"public.a": {"vector": "v"}, "public.b": {"vector": "v"}, "public.c": {"vector": "v"}}
-    decoding = make(tables=tables)
+    decoding = make_decoding(tables=tables)
     decoding.run(
         "CREATE TABLE a (id int PRIMARY KEY, v real[], w real[]);\nCREATE TABLE b (id int PRIMARY KEY, v float8[]);\n"
         "CREATE TABLE c (id int PRIMARY KEY, v numeric[]);\n"
@@ -481,97 +268,3 @@ def test_every_type_on_18(database18: str) -> None:
         assert row.new == [b"1", b'"NaN"', b'"-infinity"']
     finally:
         decoding.close()
-
-
-def test_a_table_without_a_key(make: Any) -> None:
-    decoding = make()
-    decoding.run("CREATE TABLE t (a int, b text);\nINSERT INTO t VALUES (1, 'x')")
-    for plugin in decoding.slots:
-        with pytest.raises(PreconditionError, match="no primary key") as caught:
-            decoding.events(plugin)
-        assert 'ALTER TABLE "public"."t" ADD PRIMARY KEY' in caught.value.hint
-
-
-def test_a_table_without_a_key_when_allowed(make: Any) -> None:
-    decoding = make(postgres={"missing_identity": "allow"})
-    decoding.run(
-        "CREATE TABLE t (a int, b text);\nALTER TABLE t REPLICA IDENTITY FULL;\nINSERT INTO t VALUES (1, 'x');\n"
-        "UPDATE t SET a = 2;\nDELETE FROM t"
-    )
-    created, updated, deleted = decoding.rows()
-    assert created.table.key == (0, 1)
-    assert (updated.new, updated.old) == ([b"2", b'"x"'], [b"1", b'"x"'])
-    assert deleted.old == [b"2", b'"x"']
-
-
-def test_identity_by_index_is_the_key(make: Any) -> None:
-    decoding = make()
-    decoding.run(
-        "CREATE TABLE t (id int PRIMARY KEY, b text NOT NULL, a int NOT NULL, x int);\n"
-        "CREATE UNIQUE INDEX other ON t (a, b) INCLUDE (x);\nALTER TABLE t REPLICA IDENTITY USING INDEX other;\n"
-        "INSERT INTO t VALUES (1, 'x', 5, 0);\nUPDATE t SET id = 2;\nUPDATE t SET a = 6;\nDELETE FROM t"
-    )
-    created, kept, moved, deleted = decoding.rows()
-    assert created.table.key == (2, 1)
-    assert kept.old is None
-    assert moved.old == [UNCHANGED, b'"x"', b"5", UNCHANGED]
-    assert deleted.old == [UNCHANGED, b'"x"', b"6", UNCHANGED]
-
-
-def test_a_key_column_cannot_be_left_out(make: Any) -> None:
-    decoding = make(tables={"public.t": {"exclude": ["id"]}})
-    decoding.run("CREATE TABLE t (id int PRIMARY KEY, x int);\nINSERT INTO t VALUES (1, 1)")
-    for plugin in decoding.slots:
-        with pytest.raises(ConfigError, match="key column id"):
-            decoding.events(plugin)
-
-
-def test_selected_tables(make: Any) -> None:
-    decoding = make(postgres={"tables": ["*.*"]})
-    decoding.run(
-        "CREATE SCHEMA IF NOT EXISTS cdc;\nCREATE TABLE IF NOT EXISTS cdc.state (id int PRIMARY KEY);\n"
-        "CREATE TABLE a (id int PRIMARY KEY);\nALTER TABLE a REPLICA IDENTITY FULL;\nCREATE TABLE nokey (x int);\n"
-        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);\n"
-        "CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (10);\nALTER TABLE p_1 REPLICA IDENTITY NOTHING;\n"
-        "CREATE TEMPORARY TABLE temporary (id int PRIMARY KEY);\nCREATE UNLOGGED TABLE unlogged (id int PRIMARY KEY)"
-    )
-    a, nokey, p = decoding.catalogs["pgoutput"].selected_tables()
-    assert (a.schema, a.name, a.key, a.has_pk, a.full, a.unusable) == ("public", "a", ("id",), True, True, ())
-    assert (nokey.has_pk, nokey.unusable) == (False, ("public.nokey",))
-    assert "ADD PRIMARY KEY" in nokey.remedy
-    assert (p.name, p.is_partitioned, [leaf[1:] for leaf in p.leaves]) == ("p", True, [("public", "p_1")])
-    assert p.unusable == ("public.p_1",)
-    assert p.remedy == 'ALTER TABLE "public"."p_1" REPLICA IDENTITY FULL;'
-
-
-def test_wal2json_filters_only_plain_tables(make: Any) -> None:
-    decoding = make(postgres={"tables": ["public.a", 'public.odd, "n*ame']})
-    plain = make(postgres={"tables": ["public.a", "public.b c"]})
-    decoding.run(
-        'CREATE TABLE a (id int PRIMARY KEY);\nCREATE TABLE "b c" (id int PRIMARY KEY);\nCREATE TABLE d (id int)'
-    )
-    assert "add-tables" not in decoding.decoders["wal2json"].options()
-    assert plain.decoders["wal2json"].options()["add-tables"] == "public.a,public.b\\ c"
-    plain.both()
-    plain.run('INSERT INTO "b c" VALUES (1);\nINSERT INTO d VALUES (1)')
-    assert [row.table.name for row in plain.rows()] == ["b c"]
-    plain.run("DROP TABLE a;\nCREATE TABLE a (id int PRIMARY KEY) PARTITION BY RANGE (id)")
-    with pytest.raises(PreconditionError, match="partitioned or dropped"):
-        plain.decoders["wal2json"].decode(plain.frames("wal2json")[-2])
-
-
-def test_the_catalog_comes_back_after_its_connection_broke(make: Any, clean: str) -> None:
-    decoding = make()
-    decoding.run("CREATE TABLE t (id int PRIMARY KEY)")
-    catalog = decoding.catalogs["pgoutput"]
-    assert catalog.table("public", "t").name == "t"
-    decoding.run(
-        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
-        "WHERE application_name = 'memory-cdc catalog' AND datname = current_database()"
-    )
-    assert [table.name for table in catalog.selected_tables()] == ["t"]
-    with pytest.raises(PreconditionError, match=r"no table public\.absent"):
-        catalog.table("public", "absent")
-    config = parse({"postgres": {"dsn": "host=127.0.0.1 port=1"}, "kafka": {"bootstrap": "none"}})
-    with pytest.raises(ConnectError):
-        Catalog(None, config).table("public", "t")
