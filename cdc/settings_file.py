@@ -51,6 +51,65 @@ faiss_port = {faiss}
 port = {gateway}
 """
 
+TEMPLATE = """\
+# memory-cdc. Every key can be overridden in the environment: CDC_POSTGRES__DSN, CDC_FAISS__METRIC, …; secrets by files:
+# CDC_POSTGRES__PASSWORD_FILE. `cdc doctor` checks all of it against the servers.
+source_name = "memories"             # one a source; two readers of one name fence each other
+
+[postgres]
+dsn = {dsn}
+# plugin = "pgoutput"                # where wal2json is not installed
+tables = ["public.memories"]         # schema.table, * and ? allowed
+# slot = "memory_cdc"
+
+[kafka]
+bootstrap = {bootstrap}
+prefix = "memories"                  # topics are <prefix>.<schema>.<table>
+# partitions = 4                     # a table's; cannot be changed later
+# replication_factor = 3             # with min_insync_replicas = 2, on a cluster
+# security_protocol = "SASL_SSL"     # with sasl_mechanism, username, ca_file, and CDC_KAFKA__PASSWORD_FILE
+
+[redis]
+url = {redis_url}
+
+[faiss]
+path = "/var/lib/cdc/faiss"
+table = "public.memories"
+metric = "cosine"                    # or "ip", "l2"
+
+[embedder]
+kind = "hash"                        # or "sentence-transformers", with model = "<path or id>"
+
+[tables."public.memories"]
+text = "content"                     # what is embedded; or vector = "<column>" where vectors come along
+version_column = "version_vector"
+user = "user_id"                     # whose records get a recency index
+recency = "updated_at"
+redis_key = "memory:{{id}}"
+# exclude = ["internal_*"]           # columns that never leave PostgreSQL
+# mask = {{ email = "hash" }}          # needs mask_secret (CDC_MASK_SECRET_FILE)
+
+[metrics]
+host = "127.0.0.1"
+reader_port = 9480
+redis_port = 9481
+faiss_port = 9482
+
+[gateway]
+host = "127.0.0.1"
+port = 8480
+"""
+
+
+def template(dsn: str | None, bootstrap: str, redis_url: str) -> str:
+    """The text for `cdc.toml`, with these servers in it."""
+    values = {
+        "dsn": dsn or "host=localhost dbname=memories user=cdc",
+        "bootstrap": bootstrap,
+        "redis_url": redis_url,
+    }
+    return TEMPLATE.format(**{name: json.dumps(value, ensure_ascii=False) for name, value in values.items()})
+
 
 def write_for_up(data: Path, endpoints: Endpoints, tables: Sequence[str], ports: Mapping[str, int]) -> Path:
     """`cdc.toml` in the data folder, for this user's eyes only; returns its path."""

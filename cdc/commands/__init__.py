@@ -7,7 +7,7 @@ from importlib import import_module
 import typer
 
 COMMANDS = (
-    "up", "down", "status", "top", "reader", "consume", "versions", "verify", "rebuild", "snapshot",
+    "up", "down", "init", "doctor", "status", "top", "reader", "consume", "versions", "verify", "rebuild", "snapshot",
     "resync", "demo",
 )  # fmt: skip
 MODULES = {"down": "up"}  # where a command shares a module

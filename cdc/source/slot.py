@@ -53,11 +53,13 @@ def read_slot(connection: Connection, name: str) -> Slot | None:
         return cursor.execute(_SLOT, (name,)).fetchone()
 
 
-def create_slot(connection: Connection, config: Postgres) -> int:
-    """Creates the slot; returns its consistent LSN. Raises PreconditionError with the remedy."""
+def create_slot(connection: Connection, config: Postgres, *, temporary: bool = False) -> int:
+    """Creates the slot; returns its consistent LSN. A temporary one ends with the connection. Raises PreconditionError
+    with the remedy."""
     try:
         row = connection.execute(
-            "SELECT (lsn - '0/0')::bigint FROM pg_create_logical_replication_slot(%s, %s)", (config.slot, config.plugin)
+            "SELECT (lsn - '0/0')::bigint FROM pg_create_logical_replication_slot(%s, %s, %s)",
+            (config.slot, config.plugin, temporary),
         ).fetchone()
     except psycopg.Error as error:
         text = " ".join(str(error).split())

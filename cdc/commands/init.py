@@ -1,0 +1,23 @@
+"""`cdc init`: a configuration to fill in, and what the pipeline wants to find in the database."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def init(
+    dsn: Annotated[str | None, typer.Option(help="Also applies sql/ to this database (libpq's form).")] = None,
+    bootstrap: Annotated[str, typer.Option(help="Kafka's brokers.")] = "localhost:9092",
+    redis: Annotated[str, typer.Option(help="Redis's url.")] = "redis://localhost:6379/0",
+) -> None:
+    """Prints a commented cdc.toml for servers of your own: `cdc init > cdc.toml`."""
+    from cdc import settings_file
+
+    if dsn is not None:
+        from cdc.migrations import migrate
+
+        for name in migrate(dsn):
+            typer.echo(f"applied sql/{name}", err=True)
+    typer.echo(settings_file.template(dsn, bootstrap, redis), nl=False)
