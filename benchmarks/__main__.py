@@ -1,0 +1,115 @@
+"""`python -m benchmarks [--quick] [--only NAME…] [--json FILE] [--plot FILE]`: starts real servers, measures, prints tables.
+
+Exit code 1 when a ratio is below its aim by more than noise explains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import faiss, latency, reader, redis, snapshot
+from benchmarks.bench import Bench
+from benchmarks.measure import Comparison, Latency, machine
+from benchmarks.plot import chart
+from cdc.embedded import Servers
+
+Run = Callable[[Bench], Awaitable[Sequence[Comparison | Latency]]]
+ALL: dict[str, Run] = {
+    "reader": reader.run, "snapshot": snapshot.run, "redis": redis.run, "faiss": faiss.run, "latency": latency.run,
+}  # fmt: skip
+SEED = 20260701
+KEPT = {"postgres": {"max_wal_size": "4GB"}}  # no checkpoint in the middle of a comparison
+
+
+def main() -> int:
+    """Everything; returns the exit code."""
+    options = arguments()
+    console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers and programs under test end with us
+    with tempfile.TemporaryDirectory(prefix="cdc-bench-") as folder:
+        servers = Servers(Path(folder) / "servers", settings=KEPT)
+        try:
+            endpoints = servers.start()
+            about = machine(dict(endpoints.provider))
+            bench = Bench(endpoints, Path(folder), options.seed, options.quick, lambda line: console.log(line))
+            found = asyncio.run(measure(bench, options.only))
+        finally:
+            servers.erase()
+    report(console, found, quick=options.quick)
+    comparisons = [result for result in found if isinstance(result, Comparison)]
+    if options.json:
+        flags = {"quick": options.quick, "only": options.only, "seed": options.seed}
+        options.json.write_text(json.dumps(document(about, flags, found), indent=1) + "\n")
+    if options.plot and comparisons:
+        options.plot.write_text(chart(comparisons))
+    return int(any(comparison.missed(quick=options.quick) for comparison in comparisons))
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few rows: shows that the benchmarks run")
+    parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(ALL), help="some of them")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the rows")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--plot", type=Path, help="file for an SVG of the ratios")
+    return parser.parse_args()
+
+
+async def measure(bench: Bench, names: Sequence[str]) -> list[Comparison | Latency]:
+    """One after the other: they would disturb each other."""
+    found: list[Comparison | Latency] = []
+    for name in names:
+        found += await ALL[name](bench)
+    return found
+
+
+def report(console: Console, found: Sequence[Comparison | Latency], *, quick: bool) -> None:
+    """Tables for a person."""
+    comparisons = Table(
+        "what", "ours", "bound", "bound again", "unit", "ratio", "aim", "noise", title="Against bare bounds"
+    )
+    latencies = Table("what", "rows/s", "p50 ms", "p99 ms", "worst ms", "samples", title="Latency from commit")
+    details = Table("what", "measure", "value", title="Details")
+    for result in found:
+        if isinstance(result, Latency):
+            numbers = (f"{value:.1f}" for value in (result.p50, result.p99, result.worst))
+            latencies.add_row(result.name, str(result.rate), *numbers, str(result.samples))
+            continue
+        colour = "red" if result.missed(quick=quick) else "green"
+        rates = (f"{value:,.0f}" for value in (result.ours, *result.bounds))
+        aim = "" if result.aim is None else f"{result.aim:.2f}"
+        ratio = f"[{colour}]{result.ratio:.2f}[/{colour}]"
+        comparisons.add_row(result.name, *rates, result.unit, ratio, aim, f"±{result.noise:.0%}")
+        for measure, value in result.details.items():
+            details.add_row(result.name, measure.replace("_", " "), f"{value:,.2f}")
+    for table in (comparisons, details, latencies):
+        if table.row_count:
+            console.print(table)
+
+
+def document(about: dict[str, Any], flags: dict[str, Any], found: Sequence[Comparison | Latency]) -> dict[str, Any]:
+    """The JSON: machine, flags and every figure."""
+    return {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": about,
+        "flags": flags,
+        "comparisons": [result.record() for result in found if isinstance(result, Comparison)],
+        "latencies": [result.record() for result in found if isinstance(result, Latency)],
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
