@@ -1,8 +1,8 @@
 """Resync: when the source's history broke, a new epoch. Every table is read again, and what no longer exists is swept.
 
-Needed after a gap: the slot lost, moved or recreated, another server or timeline, a restore. Readers of the stores go on
-all the while: rows of the new epoch outrank the old ones as they arrive, and the sweep at each snapshot's end removes
-those that were deleted unseen.
+Needed after a gap: the slot lost, moved or recreated, another server or timeline, a restore. Readers of the stores
+go on all the while: rows of the new epoch outrank the old ones as they arrive, and the sweep at each snapshot's end
+removes those that were deleted unseen.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS public.memories (
     kind           text NOT NULL DEFAULT 'note',
     content        text NOT NULL,
     metadata       jsonb NOT NULL DEFAULT '{}',
-    importance     real,
+    importance     real CHECK (importance BETWEEN 0 AND 1), -- no NaN: wal2json cannot show it, so NULLs would be re-read
     created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     version_vector jsonb NOT NULL DEFAULT '{}'

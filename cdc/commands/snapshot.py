@@ -41,7 +41,7 @@ async def request(config: Config, table: str, on_progress: Callable[[str], None]
     from cdc.commands.verify import selected
     from cdc.kafka.progress import read_progress
     from cdc.source.connection import connect
-    from cdc.source.heartbeat import PREFIX
+    from cdc.source.events import MESSAGE_PREFIX
     from cdc.source.slot import read_slot
 
     [(schema, name)] = selected(config, table)
@@ -53,7 +53,7 @@ async def request(config: Config, table: str, on_progress: Callable[[str], None]
                 hint="start `cdc reader`; --no-wait leaves the request for its next start, when it has run before",
             )
         content = json.dumps({"kind": "snapshot", "table": [schema, name]})
-        connection.execute("SELECT pg_logical_emit_message(true, %s, %s)", (PREFIX, content))
+        connection.execute("SELECT pg_logical_emit_message(true, %s, %s)", (MESSAGE_PREFIX, content))
         row = connection.execute("SELECT (pg_current_wal_insert_lsn() - '0/0')::int8").fetchone()
     asked_at = int(row[0]) if row else 0
     while wait:

@@ -66,15 +66,15 @@ def _publication(connection: Connection, config: Config, selected: Sequence[Sele
     if found is None:
         yield from _may_publish(connection, config, selected)
         return
-    if not found[0]:
-        remedy = f"ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true)"
-        yield error(AREA, f"publication {name} shows partitions under their own names", remedy)
+    if found[0] and any(table.is_partitioned for table in selected):
+        remedy = f"ALTER PUBLICATION {quoted} SET (publish_via_partition_root = false)"
+        yield error(AREA, f"publication {name} hides the TRUNCATE of single partitions", remedy)
     if not found[1]:
         remedy = f"ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate')"
         yield error(AREA, f"publication {name} leaves out some kinds of changes", remedy)
     rows = connection.execute("SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = %s", [name])
     published = set(rows.fetchall())
-    missing = [table for table in selected if (table.schema, table.name) not in published]
+    missing = [table for table in selected if not _parts(table) <= published]
     for table in missing:
         target = sql.Identifier(table.schema, table.name).as_string(connection)
         yield warning(
@@ -84,6 +84,11 @@ def _publication(connection: Connection, config: Config, selected: Sequence[Sele
         )
     if not missing:
         yield ok(AREA, f"publication {name} has every table")
+
+
+def _parts(table: SelectedTable) -> set[tuple[str, str]]:
+    """What a publication lists of a table: the partitions, not their root."""
+    return {(schema, name) for _oid, schema, name in table.leaves} or {(table.schema, table.name)}
 
 
 def _may_publish(connection: Connection, config: Config, selected: Sequence[SelectedTable]) -> Iterator[Finding]:
@@ -101,7 +106,7 @@ def _may_publish(connection: Connection, config: Config, selected: Sequence[Sele
         AREA,
         f"publication {name} is not there, and this role may not make it",
         f"as the tables' owner: CREATE PUBLICATION {sql.Identifier(name).as_string(connection)} FOR TABLE {tables} "
-        "WITH (publish_via_partition_root = true)",
+        "WITH (publish_via_partition_root = false)",
     )
 
 

@@ -63,8 +63,8 @@ def _table(connection: Connection, catalog: Catalog, config: Config, table: Sele
 def _toastable(connection: Connection, table: SelectedTable) -> list[str]:
     """Columns whose values may be stored apart from their row (manual, "TOAST")."""
     rows = connection.execute(
-        "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attstorage <> 'p' "
-        "ORDER BY attnum",
+        "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped "
+        "AND attstorage <> 'p' ORDER BY attnum",
         [table.oid],
     )
     return [name for (name,) in rows]

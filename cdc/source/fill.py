@@ -8,6 +8,7 @@ to come. Filled columns are named in `source.filled` and counted.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,9 +18,10 @@ from psycopg import Connection, sql
 
 from cdc.metrics import READER_FILLED
 from cdc.source.connection import connect_error
-from cdc.source.events import NULL, UNCHANGED, Fragment, Mark, Table
+from cdc.source.events import NULL, UNCHANGED, Column, Fragment, Mark, Table
 from cdc.source.rows import Envelope
 
+_BYTEA = 17  # oid; its wire form is base64, its text is not
 BATCH = 1000  # keys a query: about 100 kB of SQL parameters
 
 
@@ -76,10 +78,10 @@ def _select(
 ) -> dict[bytes, dict[int, bytes]]:
     """Key bytes → column index → fragment."""
     keys = [table.columns[i] for i in table.key]
-    arrays = [[_key_text(hole.row[i]) for hole in holes] for i in table.key]
+    arrays = [[_key_text(table.columns[i], hole.row[i]) for hole in holes] for i in table.key]
     condition = sql.SQL(" AND ").join(
         sql.SQL("t.{name} = k.{alias}::{type}").format(
-            name=sql.Identifier(column.name), alias=sql.Identifier(f"k{n}"), type=_raw(column.type_name)
+            name=sql.Identifier(column.name), alias=sql.Identifier(f"cdc key {n}"), type=_raw(column.type_name)
         )
         for n, column in enumerate(keys)
     )
@@ -87,7 +89,7 @@ def _select(
     query = sql.SQL("SELECT {} FROM unnest({}) AS k({}) JOIN {} t ON {}").format(
         sql.SQL(", ").join(picked),
         sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in keys),
-        sql.SQL(", ").join(sql.Identifier(f"k{n}") for n in range(len(keys))),
+        sql.SQL(", ").join(sql.Identifier(f"cdc key {n}") for n in range(len(keys))),
         sql.Identifier(table.schema, table.name),
         condition,
     )
@@ -107,10 +109,11 @@ def _fragments(table: Table, wanted: list[int], row: Sequence[str | None]) -> tu
     return key, {i: encode(i, text) for i, text in zip(wanted, row[count:], strict=True)}
 
 
-def _key_text(fragment: Fragment) -> str:
-    """The text of a key column's fragment: a JSON string's content, or the JSON literal itself."""
+def _key_text(column: Column, fragment: Fragment) -> str:
+    """PostgreSQL's text of a key column's fragment: a JSON string's content, or the JSON literal itself."""
     value = bytes(fragment)
-    return msgspec.json.decode(value, type=str) if value[:1] == b'"' else value.decode()
+    text = msgspec.json.decode(value, type=str) if value[:1] == b'"' else value.decode()
+    return "\\x" + base64.b64decode(text).hex() if column.type_oid == _BYTEA else text
 
 
 def _raw(type_name: str) -> sql.SQL:

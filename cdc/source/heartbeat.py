@@ -13,8 +13,8 @@ import psycopg
 from cdc.config import Postgres
 from cdc.log import get
 from cdc.source.connection import connect, connect_error
+from cdc.source.events import MESSAGE_PREFIX
 
-PREFIX = "memory-cdc"
 HEARTBEAT = b'{"kind":"heartbeat"}'
 log = get(__name__)
 
@@ -32,6 +32,6 @@ async def beat(config: Postgres) -> None:
 
 def _emit(connection: psycopg.Connection) -> None:
     try:
-        connection.execute("SELECT pg_logical_emit_message(true, %s, %s)", (PREFIX, HEARTBEAT.decode()))
+        connection.execute("SELECT pg_logical_emit_message(true, %s, %s)", (MESSAGE_PREFIX, HEARTBEAT.decode()))
     except psycopg.Error as error:
         raise connect_error(error) from error

@@ -79,14 +79,17 @@ def drop_slot(connection: Connection, name: str) -> None:
 
 
 def ensure_publication(connection: Connection, config: Postgres, tables: Sequence[Name]) -> None:
-    """Creates the publication pgoutput needs, or adds the missing tables. Raises PreconditionError."""
+    """Creates the publication pgoutput needs, or adds the missing tables. Raises PreconditionError.
+
+    Not via the partition root: then a TRUNCATE of a single partition would not be sent at all; the decoders fold.
+    """
     name = sql.Identifier(config.publication)
     wanted = sql.SQL(", ").join(sql.Identifier(*table) for table in tables)
     try:
         exists = connection.execute("SELECT 1 FROM pg_publication WHERE pubname = %s", (config.publication,)).fetchone()
         if not exists:
             connection.execute(
-                sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)").format(
+                sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = false)").format(
                     name, wanted
                 )
             )
@@ -97,7 +100,7 @@ def ensure_publication(connection: Connection, config: Postgres, tables: Sequenc
     except psycopg.Error as error:
         raise PreconditionError(
             f"publication {config.publication}: {' '.join(str(error).split())}",
-            hint="create it as the tables' owner, WITH (publish_via_partition_root = true)",
+            hint="create it as the tables' owner, WITH (publish_via_partition_root = false)",
         ) from error
 
 

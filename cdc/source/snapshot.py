@@ -24,8 +24,7 @@ from cdc.kafka.progress import SnapshotState
 from cdc.log import get
 from cdc.metrics import SNAPSHOT_ROWS, SNAPSHOT_RUNNING
 from cdc.source.connection import connect, connect_error
-from cdc.source.events import NULL, Table
-from cdc.source.heartbeat import PREFIX
+from cdc.source.events import MESSAGE_PREFIX, NULL, Table
 from cdc.source.window import Chunk, Name
 
 log = get(__name__)
@@ -76,7 +75,7 @@ class TableSnapshot:
 def low_high(connection: Connection, kind: str, chunk_id: str, name: Name) -> None:
     """Writes a watermark message in a transaction of its own."""
     content = json.dumps({"kind": kind, "chunk": chunk_id, "table": list(name)})
-    connection.execute("SELECT pg_logical_emit_message(true, %s, %s)", (PREFIX, content))
+    connection.execute("SELECT pg_logical_emit_message(true, %s, %s)", (MESSAGE_PREFIX, content))
 
 
 class ChunkReader:

@@ -19,8 +19,8 @@ from cdc.errors import ConfigError, PreconditionError
 from cdc.position import MAX_ORDINAL, Position
 from cdc.source.catalog import Catalog
 from cdc.source.connection import connect, connect_error
-from cdc.source.events import NULL, Table
-from cdc.source.heartbeat import HEARTBEAT, PREFIX
+from cdc.source.events import MESSAGE_PREFIX, NULL, Table
+from cdc.source.heartbeat import HEARTBEAT
 
 FETCH_ROWS = 1000  # a round trip: about 300 kB of small rows
 _KEY = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -65,7 +65,9 @@ class TableRows:
         """Every row read so far was committed at or before it. A heartbeat follows, so that whoever waits for the
         position need not wait for the next one."""
         lsn = await asyncio.to_thread(self._one, "SELECT (pg_current_wal_insert_lsn() - '0/0')::int8")
-        await asyncio.to_thread(self._one, "SELECT pg_logical_emit_message(true, %s, %s)", (PREFIX, HEARTBEAT.decode()))
+        await asyncio.to_thread(
+            self._one, "SELECT pg_logical_emit_message(true, %s, %s)", (MESSAGE_PREFIX, HEARTBEAT.decode())
+        )
         return Position(self._epoch, int(lsn), MAX_ORDINAL).encode()
 
     async def rows(self) -> AsyncIterator[Rows]:

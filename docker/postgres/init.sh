@@ -21,6 +21,6 @@ GRANT USAGE ON SCHEMA public, cdc TO cdc;
 GRANT SELECT ON public.memories TO cdc;
 SELECT NOT EXISTS (SELECT FROM pg_publication WHERE pubname = 'memory_cdc') AS missing \gset
 \if :missing
-CREATE PUBLICATION memory_cdc FOR TABLE public.memories WITH (publish_via_partition_root = true);
+CREATE PUBLICATION memory_cdc FOR TABLE public.memories WITH (publish_via_partition_root = false);
 \endif
 SQL
