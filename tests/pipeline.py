@@ -1,0 +1,389 @@
+"""The whole path in one event loop, on the session's real servers: a reader and both consumers over one database.
+
+Waiting is always for a condition: `caught_up` emits a marker behind everything committed and waits until both stores
+say that they have applied it. PostgreSQL is the oracle: what a store or a topic holds is compared with a SELECT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+import psycopg
+import redis
+from aiokafka import TopicPartition
+from psycopg import sql
+
+from cdc.config import Config, parse
+from cdc.embedded import Endpoints
+from cdc.envelope import MARKER_KEYS, decode_floats
+from cdc.kafka.offsets import open_consumer
+from cdc.kafka.progress import Progress
+from cdc.position import decode_position
+from cdc.reader import Reader
+from cdc.source.connection import PINNED
+from cdc.source.heartbeat import HEARTBEAT, PREFIX
+from consumers.faiss import FaissStore
+from consumers.redis import RedisStore
+from consumers.runtime import Runtime
+from tests.type_samples import text_of
+from tests.waiting import LIMIT_SECONDS, until
+
+DATABASES = 16  # Redis' default number of logical databases
+_numbers = itertools.count()
+DIMENSION = 8
+
+# As the canonical table, in small: a key, texts that go to TOAST, numbers with odd values, a vector.
+COLUMNS = {
+    "id": "integer", "who": "text", "content": "text", "score": "double precision", "amount": "numeric",
+    "tags": "jsonb", "embedding": "real[]",
+}  # fmt: skip
+MEMORIES = (
+    "CREATE TABLE memories (id integer PRIMARY KEY, who text, content text, score double precision, amount numeric,"
+    " tags jsonb, embedding real[]); ALTER TABLE memories ALTER content SET STORAGE EXTERNAL"
+)
+
+
+def settings(servers: Endpoints, dsn: str, folder: Path, **changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data for `parse`: names of its own for slot, topics and folder; `changes` override by section."""
+    token = secrets.token_hex(4)
+    address = urlsplit(servers.redis_url)
+    made: dict[str, Any] = {
+        "source_name": f"source_{token}",
+        "postgres": {
+            "dsn": dsn, "slot": f"slot_{token}", "publication": f"publication_{token}", "plugin": servers.plugin,
+            "tables": ["public.memories"], "heartbeat_seconds": 0.2, "status_seconds": 0.5, "snapshot_chunk_rows": 7,
+        },
+        "kafka": {"bootstrap": servers.kafka_bootstrap, "prefix": f"t{token}", "partitions": 3},
+        "redis": {"url": address._replace(path=f"/{next(_numbers) % DATABASES}").geturl(), "check_seconds": 1},
+        "faiss": {"path": str(folder / token), "table": "public.memories", "metric": "l2", "snapshot_seconds": 3600},
+        "tables": {"public.memories": {"vector": "embedding"}},
+        "metrics": {"reader_port": 0},
+    }  # fmt: skip
+    for section, values in changes.items():
+        made[section] = {**made.get(section, {}), **values} if isinstance(values, Mapping) else values
+    return made
+
+
+def config_of(servers: Endpoints, dsn: str, folder: Path, **changes: Mapping[str, Any]) -> Config:
+    """A validated config; its Redis database is emptied."""
+    config = parse(settings(servers, dsn, folder, **changes))
+    with redis.Redis.from_url(config.redis.url) as client:
+        client.flushdb()
+    return config
+
+
+def source(config: Config) -> psycopg.Connection:
+    """An autocommit connection that prints values as the reader sees them."""
+    return psycopg.connect(config.postgres.dsn, autocommit=True, options=PINNED)
+
+
+class Record(NamedTuple):
+    """One committed record of a topic."""
+
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes | None
+    headers: dict[str, bytes]
+
+    @property
+    def position(self) -> bytes:
+        return self.headers["cdc.pos"]
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """The decoded value; numbers stay text, so that nothing is rounded."""
+        assert self.value is not None
+        return json.loads(self.value, parse_float=str)
+
+
+class ReaderTask:
+    """A reader in this loop. `crash` ends it without any goodbye but what the operating system would do."""
+
+    def __init__(self, config: Config) -> None:
+        self.reader = Reader(config, gap_seconds=0)
+        self.task = asyncio.ensure_future(self.reader.run())
+
+    async def crash(self) -> None:
+        """Cancelled wherever it stands."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Raises what the reader raised."""
+        self.reader.stop()
+        await self.task
+
+
+@asynccontextmanager
+async def reading(config: Config) -> AsyncIterator[ReaderTask]:
+    """A reader alone."""
+    running = ReaderTask(config)
+    try:
+        yield running
+    finally:
+        if not running.task.done():
+            await running.stop()
+        elif not running.task.cancelled():
+            running.task.result()
+
+
+class ReaderChild:
+    """`cdc reader` as a process of its own, to be killed and measured."""
+
+    def __init__(self, data: Mapping[str, Any], folder: Path) -> None:
+        path = folder / f"{secrets.token_hex(4)}.toml"
+        path.write_text(_toml(data))
+        self.log = path.with_suffix(".log")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cdc.cli", "--config", str(path), "reader"], stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(LIMIT_SECONDS)
+
+    def peak_bytes(self) -> int:
+        """The most memory it ever held (VmHWM, proc(5))."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+def _toml(data: Mapping[str, Any]) -> str:
+    """Sections of plain values; a JSON value is a TOML value."""
+    top = [f"{key} = {json.dumps(value)}" for key, value in data.items() if not isinstance(value, Mapping)]
+    lines = [*top]
+    for section, values in data.items():
+        if section == "tables":
+            for name, table in values.items():
+                lines += [f'[tables."{name}"]', *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+        elif isinstance(values, Mapping):
+            lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    return "\n".join(lines) + "\n"
+
+
+class Running:
+    """A reader and both consumers."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.memory, self.index = RedisStore(config), FaissStore(config)
+        self.consumers = {
+            "redis": Runtime(config, self.memory, exclusive=False, tables=config.postgres.tables, check_seconds=1),
+            "faiss": Runtime(config, self.index, exclusive=True, tables=(config.faiss.table,), check_seconds=1),
+        }
+        self._tasks = [asyncio.ensure_future(consumer.run()) for consumer in self.consumers.values()]
+        self.source = ReaderTask(config)
+
+    async def restart(self) -> None:
+        """Crashes the reader and starts another."""
+        await self.source.crash()
+        self.source = ReaderTask(self.config)
+
+    async def caught_up(self) -> None:
+        """Returns once both stores hold everything that is committed now, snapshots included."""
+        await until(self._snapshots_done, "the snapshots")
+        target = await asyncio.to_thread(emit, self.config, HEARTBEAT)
+        await until(lambda: self._reached(target), "stores fresh up to the marker")
+
+    async def _snapshots_done(self) -> bool:
+        self._check()
+        progress = self.source.reader.progress
+        return bool(progress and progress.snapshots) and all(state.done for state in progress.snapshots.values())
+
+    def _reached(self, lsn: int) -> bool:
+        self._check()
+        places = [consumer.freshness.position for consumer in self.consumers.values()]
+        return all(place and decode_position(place).commit_lsn >= lsn for place in places)
+
+    def _check(self) -> None:
+        for task in (*self._tasks, self.source.task):
+            if task.done():
+                task.result()
+                raise AssertionError("a part of the pipeline ended by itself")
+
+    async def close(self) -> None:
+        """Stops all; raises what any part raised."""
+        for consumer in self.consumers.values():
+            consumer.stop()
+        self.source.reader.stop()
+        results = await asyncio.gather(self.source.task, *self._tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+
+@asynccontextmanager
+async def pipeline(config: Config) -> AsyncIterator[Running]:
+    """The whole path, stopped afterwards."""
+    running = Running(config)
+    try:
+        yield running
+    finally:
+        await running.close()
+
+
+def emit(config: Config, content: bytes) -> int:
+    """Writes a logical message of ours; its LSN, which is below that of its commit."""
+    with source(config) as connection:
+        query = "SELECT (pg_logical_emit_message(true, %s, %s) - '0/0')::bigint"
+        row = connection.execute(query, [PREFIX, content.decode()]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def written(config: Config, running: ReaderTask, what: Callable[[Progress], bool] | None = None) -> None:
+    """Returns once the topics hold everything committed now, or once progress says `what`."""
+    target = await asyncio.to_thread(emit, config, HEARTBEAT) if what is None else 0
+
+    def reached() -> bool:
+        if running.task.done():
+            running.task.result()
+            raise AssertionError("the reader ended by itself")
+        progress = running.reader.progress
+        return progress is not None and (what(progress) if what else progress.commit_lsn >= target)
+
+    await until(reached, "progress")
+
+
+async def dump(config: Config, topic: str) -> list[Record]:
+    """All committed records, partition by partition in offset order."""
+    records: list[Record] = []
+    async with open_consumer(config.kafka) as consumer:
+        places = [TopicPartition(topic, number) for number in range(config.kafka.partitions)]
+        consumer.assign(places)
+        ends = await consumer.end_offsets(places)
+        while [place for place in places if await consumer.position(place) < ends[place]]:
+            for place, messages in (await consumer.getmany(timeout_ms=100)).items():
+                records += [Record(place.partition, m.offset, m.key, m.value, dict(m.headers)) for m in messages]
+    return sorted(records)
+
+
+async def table_dump(config: Config, table: str = "memories") -> list[Record]:
+    """The topic of a table of schema public."""
+    return await dump(config, config.kafka.table_topic("public", table))
+
+
+def assert_in_order(records: Iterable[Record]) -> None:
+    """Positions strictly grow in each partition, so nothing is there twice; a tombstone shares its delete's."""
+    last: dict[int, Record] = {}
+    for record in records:
+        before = last.get(record.partition)
+        if before is not None:
+            tombstone = record.value is None and before.value is not None and before.key == record.key
+            right = record.position == before.position if tombstone else record.position > before.position
+            assert right, (before, record)
+        assert record.value is not None or before is not None, record
+        last[record.partition] = record
+
+
+def compacted(records: Iterable[Record]) -> dict[bytes, Record]:
+    """What remains of a topic: each key's last record, less what is deleted or below a marker."""
+    held: dict[bytes, Record] = {}
+    for record in records:
+        if record.key in MARKER_KEYS:
+            below = record.event["source"]["below"].encode()
+            inside = [key for key, other in held.items() if other.partition == record.partition]
+            for key in inside:
+                if held[key].position < below:
+                    del held[key]
+        elif record.value is None:
+            held.pop(record.key, None)
+        elif record.event["op"] != "d":
+            held[record.key] = record
+    return held
+
+
+Texts = dict[str, str | None]
+
+
+def rows_of(config: Config, table: str = "memories", columns: Mapping[str, str] = COLUMNS) -> list[Texts]:
+    """The table's rows as PostgreSQL's text, less a vector's, which is its float32 bytes in hex."""
+    chosen = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in columns)
+    with source(config) as connection:
+        found = connection.execute(sql.SQL("SELECT {} FROM {}").format(chosen, sql.Identifier(table))).fetchall()
+    return [
+        {name: _vector_text(text) if kind == "real[]" else text for (name, kind), text in zip(columns.items(), row)}
+        for row in found
+    ]
+
+
+def _vector_text(text: str | None) -> str | None:
+    return None if text is None else np.array(text.strip("{}").split(","), dtype="<f4").tobytes().hex()
+
+
+def topic_rows(records: Iterable[Record], columns: Mapping[str, str] = COLUMNS) -> list[Texts]:
+    """The rows of a compacted topic in the same form."""
+    rows = []
+    for record in compacted(records).values():
+        after = msgspec.json.decode(record.value or b"", type=dict[str, msgspec.Raw])["after"]
+        fragments = msgspec.json.decode(after, type=dict[str, msgspec.Raw])
+        rows.append({name: _wire_text(bytes(fragments[name]), kind) for name, kind in columns.items()})
+    return rows
+
+
+def _wire_text(fragment: bytes, kind: str) -> str | None:
+    if kind == "real[]" and fragment != b"null":
+        return decode_floats(json.loads(fragment)).tobytes().hex()
+    return text_of(fragment, kind)
+
+
+def by_id(rows: Iterable[Texts]) -> dict[str | None, Texts]:
+    """Rows by their column `id`."""
+    return {row["id"]: row for row in rows}
+
+
+def redis_rows(config: Config, columns: Mapping[str, str] = COLUMNS) -> list[Texts]:
+    """What Redis holds of `memories`, in the same form."""
+    rows = []
+    with redis.Redis.from_url(config.redis.url) as client:
+        for key in client.scan_iter("memories:*", count=1000):
+            fields = {name.decode(): value for name, value in client.hgetall(key).items()}
+            row = {
+                name: None if (value := fields.get(name)) is None else value.hex() if kind == "real[]" else value.decode()
+                for name, kind in columns.items()
+            }
+            assert key == f"memories:{row['id']}".encode()
+            rows.append(row)
+    return rows
+
+
+async def index_rows(store: FaissStore) -> dict[str | None, str | None]:
+    """id → vector in hex, for what the index holds."""
+    held = {}
+    async for key, _position in store.scan("public", "memories"):
+        vector = await store.vector_of(key)
+        held[str(json.loads(key)["id"])] = None if vector is None else vector.astype("<f4").tobytes().hex()
+    return held
+
+
+async def assert_equal_everywhere(running: Running) -> list[Record]:
+    """The topic, Redis and the index hold exactly what PostgreSQL holds; returns the topic's records."""
+    config = running.config
+    expected = by_id(await asyncio.to_thread(rows_of, config))
+    records = await table_dump(config)
+    assert by_id(topic_rows(records)) == expected, "the topic differs"
+    assert by_id(await asyncio.to_thread(redis_rows, config)) == expected, "Redis differs"
+    vectors = {key: row["embedding"] for key, row in expected.items()}
+    assert await index_rows(running.index) == vectors, "the index differs"
+    return records
