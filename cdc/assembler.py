@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
@@ -21,10 +22,12 @@ from cdc.metrics import READER_RECORDS
 from cdc.position import Position
 from cdc.source.events import Begin, Commit, Event, Fragment, Message, Row, Table, Truncate
 from cdc.source.fill import Hole, has_hole
-from cdc.source.rows import Envelope, Origin
+from cdc.source.rows import OP, Envelope, Origin
 from cdc.source.snapshot import TableSnapshot
 from cdc.source.window import Chunk as SnapshotChunk
 from cdc.source.window import Name, Windows
+
+TOMBSTONE = b"tombstone"  # the metric's label of a record without a value
 
 
 class Offer:
@@ -270,4 +273,7 @@ class Assembler:
     def count(self, chunk: Assembly) -> None:
         """Metrics, once the chunk is durable."""
         for topic, records in chunk.records.items():
-            READER_RECORDS.labels(topic.removeprefix(self._config.kafka.prefix + "."), "all").inc(len(records))
+            table = topic.removeprefix(self._config.kafka.prefix + ".")
+            ops = Counter([TOMBSTONE if value is None else value[OP] for _key, value, _time, _headers in records])
+            for op, count in ops.items():
+                READER_RECORDS.labels(table, op.decode()).inc(count)

@@ -18,6 +18,7 @@ from cdc.source.events import Fragment, Table
 from cdc.version import decode_vector, encode_vector
 
 Headers = list[tuple[str, bytes]]
+OP = slice(7, 8)  # of a value, all of which begin with {"op":"c", {"op":"u" …
 _json = msgspec.json.encode
 _text = msgspec.json.Decoder(str)
 
