@@ -34,7 +34,8 @@ from cdc.kafka.progress import Progress
 from cdc.position import decode_position
 from cdc.reader import Reader
 from cdc.source.connection import PINNED
-from cdc.source.heartbeat import HEARTBEAT, PREFIX
+from cdc.source.events import MESSAGE_PREFIX as PREFIX
+from cdc.source.heartbeat import HEARTBEAT
 from consumers.faiss import FaissStore
 from consumers.redis import RedisStore
 from consumers.runtime import Runtime
