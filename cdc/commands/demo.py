@@ -37,7 +37,7 @@ def demo(
     from cdc.demo.summary import Summary
 
     log.configure("demo", quiet=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # stops as Ctrl-C does
     summary, screen, rig = Summary(seed, platform.python_version()), Screen(Console(stderr=as_json)), Rig(stay=keep)
     started = time.monotonic()
     try:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psycopg
 import pytest
 
 from cdc.config import load
-from cdc.embedded import Server, Servers
 from cdc.embedded.folder import Folder
 from cdc.embedded.identity import Identity
+from tests.acceptance.conftest import Pipeline
 from tests.monitoring import ROOT, RUNBOOK, dashboard_queries, metric_names, sections
 from tests.prometheus import Prometheus
 from tests.waiting import until
@@ -37,89 +34,40 @@ ON_EVENTS = {  # these series are born with the first event of their kind, and n
 }
 
 
-class Up(Server):
-    """`cdc up --json`, the supervisor of the pipeline; what it prints goes to its log."""
-
-    name = "up"
-    title = "cdc up"
-    stop_signals = ((signal.SIGTERM, 90.0),)
-
-    def __init__(self, folder: Folder) -> None:
-        super().__init__(folder, {})
-        self.data = Folder(folder.path / "pipeline")
-
-    @property
-    def provider(self) -> str:
-        return sys.executable
-
-    def prepare(self) -> None:
-        """Nothing: it makes what it needs."""
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "cdc.cli", "up", "--json", "--data", str(self.data.path)]
-
-    def answers(self) -> bool:
-        return self._printed() is not None
-
-    @property
-    def endpoints(self) -> dict[str, Any]:
-        """What it printed."""
-        printed = self._printed()
-        assert printed is not None, self.log.read_text()
-        return printed
-
-    def _printed(self) -> dict[str, Any] | None:
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return next((dict(json.loads(line)) for line in lines if line.startswith('{"postgres_dsn"')), None)
-
-    def process(self, name: str) -> Identity:
-        """One of the pipeline's processes, or the `owner`, which is the supervisor."""
-        found = Identity.read(self.data.pid_file(name))
-        assert found is not None, f"{name} does not run"
-        return found
-
-    @contextmanager
-    def frozen(self, name: str) -> Iterator[Identity]:
-        """It lives, and does nothing."""
-        process = self.process(name)
-        process.signal(signal.SIGSTOP)
-        try:
-            yield process
-        finally:
-            process.signal(signal.SIGCONT)
-
-
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """The pipeline, running."""
-    folder = Folder(tmp_path_factory.mktemp("up"))
-    folder.lock()
-    pipeline = Up(folder)
-    environment = pytest.MonkeyPatch()
-    environment.setenv("CDC_FAISS__SNAPSHOT_SECONDS", "1")  # a minute by default
-    try:
-        pipeline.start()
-        yield pipeline
-    finally:
-        environment.undo()
-        pipeline.stop()
-        Servers(pipeline.data.path).erase()
-        folder.unlock()
-
-
-@pytest.fixture(scope="module")
-def prometheus(up: Up) -> Iterator[Prometheus]:
-    """It scrapes that pipeline."""
-    metrics = load(Path(up.endpoints["config"]), {}).metrics
+def prometheus(pipeline: Pipeline) -> Iterator[Prometheus]:
+    """It scrapes the running pipeline."""
+    metrics = load(Path(pipeline.found["config"]), {}).metrics
     ports = {"reader": metrics.reader_port, "redis": metrics.redis_port, "faiss": metrics.faiss_port}
+    targets = {f"cdc-{part}": f"{metrics.host}:{port}" for part, port in ports.items()}
+    folder = Folder(pipeline.data / "prometheus")
+    folder.lock()
     assert PROGRAM is not None
-    server = Prometheus(up.folder, PROGRAM, {f"cdc-{part}": f"{metrics.host}:{port}" for part, port in ports.items()})
+    server = Prometheus(folder, PROGRAM, targets)
     try:
         server.start()
         yield server
         print("alerts at the end:", server.alerts("pending", "firing"))
     finally:
         server.stop()
+        folder.unlock()
+
+
+def process_of(pipeline: Pipeline, name: str) -> Identity:
+    """One of the pipeline's processes, or the `owner`, which is their supervisor."""
+    found = Identity.read(Folder(pipeline.data).pid_file(name))
+    assert found is not None, f"{name} does not run"
+    return found
+
+
+@contextmanager
+def frozen(process: Identity) -> Iterator[None]:
+    """It lives, and does nothing."""
+    process.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.signal(signal.SIGCONT)
 
 
 async def quiet(prometheus: Prometheus) -> None:
@@ -153,22 +101,23 @@ async def test_a_fresh_pipeline_raises_no_alert(prometheus: Prometheus) -> None:
     assert all(age >= 0 for _, age in prometheus.query("cdc:store_age_seconds"))
 
 
-async def test_a_hanging_consumer_is_noticed_until_it_goes_on(up: Up, prometheus: Prometheus) -> None:
+async def test_a_hanging_consumer_is_noticed_until_it_goes_on(pipeline: Pipeline, prometheus: Prometheus) -> None:
     await quiet(prometheus)
-    with up.frozen("consumer-redis") as consumer:
+    consumer = process_of(pipeline, "consumer-redis")
+    with frozen(consumer):
         await until(
             lambda: firing(prometheus) == {("CdcFreshnessMissed", "redis"), ("CdcProcessDown", "cdc-redis")},
             "exactly the alerts of a hanging Redis consumer",
         )
-        assert up.process("consumer-redis") == consumer, "it was started again, so nothing hung"
+        assert process_of(pipeline, "consumer-redis") == consumer, "it was started again, so nothing hung"
     await quiet(prometheus)
-    assert up.process("consumer-redis") == consumer, "it did not go on by itself"
+    assert process_of(pipeline, "consumer-redis") == consumer, "it did not go on by itself"
 
 
-async def test_a_dead_consumer_is_noticed_until_it_is_back(up: Up, prometheus: Prometheus) -> None:
+async def test_a_dead_consumer_is_noticed_until_it_is_back(pipeline: Pipeline, prometheus: Prometheus) -> None:
     await quiet(prometheus)
-    with up.frozen("owner"):
-        dead = up.process("consumer-faiss")
+    dead = process_of(pipeline, "consumer-faiss")
+    with frozen(process_of(pipeline, "owner")):
         dead.signal(signal.SIGKILL)
         await until(
             lambda: firing(prometheus) >= {("CdcFreshnessMissed", "faiss"), ("CdcProcessDown", "cdc-faiss")},
@@ -176,11 +125,11 @@ async def test_a_dead_consumer_is_noticed_until_it_is_back(up: Up, prometheus: P
         )
         assert not dead.alive()
     await quiet(prometheus)
-    assert up.process("consumer-faiss") != dead
+    assert process_of(pipeline, "consumer-faiss") != dead
 
 
-async def test_the_dashboard_shows_the_living_system(up: Up, prometheus: Prometheus) -> None:
-    await use(up, prometheus)
+async def test_the_dashboard_shows_the_living_system(pipeline: Pipeline, prometheus: Prometheus) -> None:
+    await use(pipeline, prometheus)
     queries = dashboard_queries()
     wanted = set().union(*map(metric_names, queries))
     assert set(ON_EVENTS) <= wanted
@@ -191,12 +140,14 @@ async def test_the_dashboard_shows_the_living_system(up: Up, prometheus: Prometh
     await until(lambda: all(map(prometheus.query, shown)), "every curve of the dashboard")
     for query in queries:
         prometheus.query(query)
+    ops = {series["op"] for series, _ in prometheus.query("cdc_reader_records_total")}
+    assert ops == {"c", "u", "d", "tombstone"}
 
 
-async def use(up: Up, prometheus: Prometheus) -> None:
+async def use(pipeline: Pipeline, prometheus: Prometheus) -> None:
     """Rows come, change and go, and somebody searches."""
     rows = vectors(prometheus)
-    with psycopg.connect(up.endpoints["postgres_dsn"], autocommit=True) as connection:
+    with psycopg.connect(pipeline.found["postgres_dsn"], autocommit=True) as connection:
         connection.execute(
             "INSERT INTO memories (user_id, content) SELECT 'ada', 'river number ' || i FROM generate_series(1, %s) i",
             [TEXTS],
@@ -205,12 +156,12 @@ async def use(up: Up, prometheus: Prometheus) -> None:
         connection.execute("UPDATE memories SET importance = 0.5")
         connection.execute("DELETE FROM memories WHERE content = 'river number 1'")
     await until(lambda: vectors(prometheus) == rows + TEXTS - 1, "the text has left the index")
-    search(up)
+    search(pipeline)
 
 
 def vectors(prometheus: Prometheus) -> float:
     return sum(value for _, value in prometheus.query("cdc_index_vectors"))
 
 
-def search(up: Up) -> None:
-    httpx.post(f"{up.endpoints['gateway']}/search", json={"text": "rivers"}).raise_for_status()
+def search(pipeline: Pipeline) -> None:
+    httpx.post(f"{pipeline.found['gateway']}/search", json={"text": "rivers"}).raise_for_status()
