@@ -23,6 +23,7 @@ from cdc.config import Config
 from cdc.kafka.progress import SnapshotState
 from cdc.log import get
 from cdc.metrics import SNAPSHOT_ROWS, SNAPSHOT_RUNNING
+from cdc.source.beside import beside, opened
 from cdc.source.connection import connect, connect_error
 from cdc.source.events import MESSAGE_PREFIX, NULL, Table
 from cdc.source.window import Chunk, Name
@@ -93,12 +94,11 @@ class ChunkReader:
 
     def bound(self, after: list[str] | None) -> list[str] | None:
         """The key `limit` rows further on, None when the table ends before."""
-        names = sql.SQL(", ").join(sql.Identifier(c.name) for c in self._keys)
         query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} OFFSET {} LIMIT 1").format(
             sql.SQL(", ").join(self._key_texts()),
             self._from(),
             self._where(Span(after, None, 0)),
-            names,
+            self._order(),
             sql.Literal(self._limit - 1),
         )
         row = self._fetch(query)
@@ -147,9 +147,8 @@ class ChunkReader:
 
     def _rows(self, span: Span) -> tuple[list[list[bytes]], list[str] | None, bool]:
         """`(rows, key of the last one, whether the byte limit cut them short)`."""
-        names = sql.SQL(", ").join(sql.Identifier(c.name) for c in self._keys)
         query = sql.SQL("DECLARE chunk NO SCROLL CURSOR FOR SELECT {} FROM {} WHERE {} ORDER BY {}").format(
-            self._select, self._from(), self._where(span), names
+            self._select, self._from(), self._where(span), self._order()
         )
         self._connection.execute(query)
         rows: list[list[bytes]] = []
@@ -182,6 +181,11 @@ class ChunkReader:
 
     def _key_texts(self) -> list[sql.Composable]:
         return [sql.SQL("{}::text").format(sql.Identifier(c.name)) for c in self._keys]
+
+    def _order(self) -> sql.Composable:
+        """The key, qualified: a bare name would mean the output column of that name, which is text, and sort 10 < 9."""
+        names = [sql.Identifier(self._table.schema, self._table.name, c.name) for c in self._keys]
+        return sql.SQL(", ").join(names)
 
     def _from(self) -> sql.Composable:
         return sql.Identifier(self._table.schema, self._table.name)
@@ -242,19 +246,16 @@ class SnapshotJob:
 
     async def _worker(self) -> None:
         limit = self._config.postgres.snapshot_chunk_rows
-        reader = await asyncio.to_thread(ChunkReader, self._config, self._table, self._expressions, limit)
-        try:
-            self.snapshot.total = self.snapshot.total or await asyncio.to_thread(reader.estimate)
+        async with opened(ChunkReader, self._config, self._table, self._expressions, limit) as reader:
+            self.snapshot.total = self.snapshot.total or await beside(reader.estimate)
             while (span := await self._next_span(reader)) is not None:
                 await self._copy(reader, span)
-        finally:
-            await asyncio.to_thread(reader.close)
 
     async def _next_span(self, reader: ChunkReader) -> Span | None:
         async with self._lock:
             if self._exhausted:
                 return None
-            upto = await asyncio.to_thread(reader.bound, self._after)
+            upto = await beside(reader.bound, self._after)
             span = Span(self._after, upto, self._numbers)
             self._numbers += 1
             self._after, self._exhausted = upto, upto is None
@@ -264,9 +265,9 @@ class SnapshotJob:
         """Reads and offers a span, again when it raced, in several chunks when its rows are wide."""
         name = self.snapshot.name
         while True:
-            chunk = await asyncio.to_thread(reader.read, span, name)
+            chunk = await beside(reader.read, span, name)
             written = self._offer(chunk, self.snapshot, span.number)
-            await asyncio.to_thread(reader.close_window, chunk)
+            await beside(reader.close_window, chunk)
             if not await written:
                 continue
             SNAPSHOT_ROWS.labels(".".join(name)).inc(len(chunk.rows))
