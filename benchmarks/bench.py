@@ -55,9 +55,12 @@ class Bench:
 
 
 def wait_for_slot(connection: psycopg.Connection, slot: str, child: Child) -> float:
-    """Returns when a walsender streams from the slot, whoever asked for it: the time of that."""
+    """Returns when a walsender streams from the slot, whoever asked for it: the time of that.
+
+    A slot that is being created is active too, but confirms nothing yet.
+    """
     deadline = time.monotonic() + SLOT_SECONDS
-    query = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active"
+    query = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active AND confirmed_flush_lsn IS NOT NULL"
     while not connection.execute(query, [slot]).fetchone():
         if child.ended():
             raise RuntimeError(f"the reader of {slot} ended before it was seen")
