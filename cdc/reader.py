@@ -34,6 +34,7 @@ from cdc.metrics import (
     SOURCE_HEARTBEAT,
 )
 from cdc.session import Session, open_session, wanted_snapshots
+from cdc.source.beside import beside
 from cdc.source.connection import connect_error
 from cdc.source.fill import fill
 from cdc.source.heartbeat import beat
@@ -173,7 +174,7 @@ class _Run:
             chunk = self._assembler.take()
             self._taken.set()
             if chunk.holes:
-                await asyncio.to_thread(self._fill, chunk)
+                await beside(self._fill, chunk)
             written = await self._session.writer.write(chunk)
             self._settle(chunk, written.durable_us)
             if self._assembler.ready:

@@ -54,13 +54,15 @@ class Session:
 async def open_session(config: Config) -> Session:
     """The steps above. Raises SlotBusy, GapError, PreconditionError, TopicError, ConnectError, FencedError."""
     catalog = Catalog(None, config)
-    tables = usable(catalog.selected_tables(), config)  # 1
-    partitions = await ensure_topics(config.kafka, tables)
-    connection = connect(config.postgres)
+    connection: Connection | None = None
     try:
+        tables = usable(catalog.selected_tables(), config)  # 1
+        partitions = await ensure_topics(config.kafka, tables)
+        connection = connect(config.postgres)
         return await _open(config, catalog, connection, tables, partitions)
     except BaseException:
-        connection.close()
+        if connection is not None:
+            connection.close()
         catalog.close()
         raise
 

@@ -12,6 +12,7 @@ import psycopg
 
 from cdc.config import Postgres
 from cdc.log import get
+from cdc.source.beside import beside, opened
 from cdc.source.connection import connect, connect_error
 from cdc.source.events import MESSAGE_PREFIX
 
@@ -21,13 +22,10 @@ log = get(__name__)
 
 async def beat(config: Postgres) -> None:
     """Emits for ever, once every `heartbeat_seconds`. Raises ConnectError when the source is away."""
-    connection = await asyncio.to_thread(connect, config, name="memory-cdc heartbeat")
-    try:
+    async with opened(connect, config, name="memory-cdc heartbeat") as connection:
         while True:
-            await asyncio.to_thread(_emit, connection)
+            await beside(_emit, connection)
             await asyncio.sleep(config.heartbeat_seconds)
-    finally:
-        connection.close()
 
 
 def _emit(connection: psycopg.Connection) -> None:

@@ -11,6 +11,7 @@ from psycopg import Connection, sql
 
 from cdc.config import Config
 from cdc.metrics import SLOT_ACTIVE, SLOT_LOST, SLOT_RETAINED, SLOT_SAFE, SOURCE_ROWS
+from cdc.source.beside import beside, opened
 from cdc.source.connection import connect, connect_error
 from cdc.source.slot import Slot, read_slot
 
@@ -40,17 +41,15 @@ def _count(connection: Connection, tables: Sequence[tuple[str, str]]) -> float:
 
 async def watch(config: Config, tables: Sequence[tuple[str, str]]) -> None:
     """For ever. Raises ConnectError when the source is away."""
-    connection = await asyncio.to_thread(connect, config.postgres, name="memory-cdc watch")
     due = 0.0
-    try:
-        while True:
-            slot = await asyncio.to_thread(read_slot, connection, config.postgres.slot)
-            if slot is not None:
-                show_slot(slot)
-            if time.monotonic() >= due:
-                due = await asyncio.to_thread(_count, connection, tables)
-            await asyncio.sleep(SLOT_SECONDS)
-    except psycopg.Error as error:
-        raise connect_error(error) from error
-    finally:
-        connection.close()
+    async with opened(connect, config.postgres, name="memory-cdc watch") as connection:
+        try:
+            while True:
+                slot = await beside(read_slot, connection, config.postgres.slot)
+                if slot is not None:
+                    show_slot(slot)
+                if time.monotonic() >= due:
+                    due = await beside(_count, connection, tables)
+                await asyncio.sleep(SLOT_SECONDS)
+        except psycopg.Error as error:
+            raise connect_error(error) from error
