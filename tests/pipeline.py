@@ -323,14 +323,17 @@ def rows_of(config: Config, table: str = "memories", columns: Mapping[str, str] 
     chosen = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in columns)
     with source(config) as connection:
         found = connection.execute(sql.SQL("SELECT {} FROM {}").format(chosen, sql.Identifier(table))).fetchall()
+    kinds = columns.values()
     return [
-        {name: _vector_text(text) if kind == "real[]" else text for (name, kind), text in zip(columns.items(), row)}
+        dict(zip(columns, (_oracle(text, kind) for text, kind in zip(row, kinds, strict=True)), strict=True))
         for row in found
     ]
 
 
-def _vector_text(text: str | None) -> str | None:
-    return None if text is None else np.array(text.strip("{}").split(","), dtype="<f4").tobytes().hex()
+def _oracle(text: str | None, kind: str) -> str | None:
+    if text is None or kind != "real[]":
+        return text
+    return np.array(text.strip("{}").split(","), dtype="<f4").tobytes().hex()
 
 
 def topic_rows(records: Iterable[Record], columns: Mapping[str, str] = COLUMNS) -> list[Texts]:
@@ -360,13 +363,16 @@ def redis_rows(config: Config, columns: Mapping[str, str] = COLUMNS) -> list[Tex
     with redis.Redis.from_url(config.redis.url) as client:
         for key in client.scan_iter("memories:*", count=1000):
             fields = {name.decode(): value for name, value in client.hgetall(key).items()}
-            row = {
-                name: None if (value := fields.get(name)) is None else value.hex() if kind == "real[]" else value.decode()
-                for name, kind in columns.items()
-            }
+            row = {name: _field(fields.get(name), kind) for name, kind in columns.items()}
             assert key == f"memories:{row['id']}".encode()
             rows.append(row)
     return rows
+
+
+def _field(value: bytes | None, kind: str) -> str | None:
+    if value is None:
+        return None
+    return value.hex() if kind == "real[]" else value.decode()
 
 
 async def index_rows(store: FaissStore) -> dict[str | None, str | None]:
