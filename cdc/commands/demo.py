@@ -67,10 +67,8 @@ def _run(summary: Summary, screen: Screen, rig: Rig) -> None:
         reading = pool.submit(standard_library)
         with rig:
             summary.servers = rig.found["provider"]
-            for program in summary.servers.values():
-                screen.say(f"[dim]{program}[/]")
             summary.start_seconds = round(time.monotonic() - started, 1)
-            screen.say(f"ready in {summary.start_seconds} s")
+            screen.servers(summary)
             asyncio.run(tell(rig, reading.result(), summary, screen))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -40,6 +41,12 @@ class Screen:
         """A text of others: as it is, one line at most."""
         line = Text(INDENT + " ".join(text.split()), style="italic")
         self.console.print(line, no_wrap=True, overflow="ellipsis")
+
+    def servers(self, summary: Summary) -> None:
+        """Which programs serve."""
+        for name, title in (("postgres", "PostgreSQL"), ("kafka", "Kafka"), ("redis", "Redis")):
+            self.say(f"{title:11} [dim]{escape(summary.servers[name].removeprefix(f'{title} '))}[/]")
+        self.say(f"ready in {summary.start_seconds} s")
 
     @asynccontextmanager
     async def watching(self, look: Callable[[], Awaitable[Look]]) -> AsyncIterator[None]:

@@ -39,4 +39,5 @@ async def tell(rig: Rig, texts: Sequence[Text], summary: Summary, screen: Screen
             for step in STEPS:
                 await step(stage)
     except (psycopg.Error, httpx.HTTPError, RedisError, KafkaError) as error:
-        raise ConnectError(f"a server went away: {type(error).__name__}: {error}", hint="see its log") from error
+        reason = str(error).partition("\n")[0]  # PostgreSQL's further lines hold values of rows
+        raise ConnectError(f"a server failed: {type(error).__name__}: {reason}", hint="see its log") from error

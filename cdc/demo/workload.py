@@ -16,7 +16,7 @@ BULK_ROWS = 500  # a transaction: what an importer would do
 INSERT = """
     INSERT INTO memories (id, user_id, kind, content, metadata, importance) VALUES (%s, %s, %s, %s, %s, %s)"""
 UPDATE = """
-    UPDATE memories SET content = %s, importance = importance + 1 WHERE id = %s RETURNING version_vector"""
+    UPDATE memories SET content = %s, importance = %s WHERE id = %s RETURNING version_vector"""
 DELETE = "DELETE FROM memories WHERE id = %s"
 
 
@@ -55,7 +55,7 @@ class Writer:
         key = self._ids[at]
         content = f"{self._contents[key]}\n\nRead again on page {self._rng.randrange(1, 1000)}."
         self._contents[key] = content
-        return await self._changed(UPDATE, (content, key), key, content)
+        return await self._changed(UPDATE, (content, self._rng.random(), key), key, content)
 
     async def delete(self) -> Change:
         """A row of this writer goes."""

@@ -14,6 +14,7 @@ from cdc.demo.summary import Times
 from cdc.demo.texts import Text
 from cdc.demo.workload import Change
 from cdc.errors import StoreError
+from cdc.position import decode_position, format_lsn
 
 SENTENCE = Text("demo.sentence", "note", "The old lighthouse keeper hid a brass telescope beneath the spiral stairs.")
 QUESTION = "Where did the lighthouse keeper hide his telescope?"
@@ -85,8 +86,8 @@ async def one_row(stage: Stage) -> None:
         ("FAISS", hit["vector"], hit["position"], f"POST /search, score {hit['score']:.3f}"),
     ):
         version = escape(f"{json.dumps(vector):15}")
-        at = f"at {position[8:24].lstrip('0')}" if position else ""  # the commit LSN within the position
-        stage.screen.say(f"{place:11} version [bold]{version}[/] {at:11} [dim]{how}[/]")
+        at = f"LSN {format_lsn(decode_position(position.encode()).commit_lsn)}" if position else ""
+        stage.screen.say(f"{place:11} version [bold]{version}[/] {at:14} [dim]{how}[/]")
     stage.screen.quote(row["content"])
 
 
