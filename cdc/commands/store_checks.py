@@ -53,7 +53,10 @@ def _index(config: Config) -> Iterator[Finding]:
 def _newest(config: Config) -> Manifest | None:
     """Of the live generation; a damaged one is passed over here, and set aside by the consumer."""
     home = Home(config.faiss.path)
-    live, _replaced = home.current()
+    try:
+        live, _replaced = home.current()
+    except OSError:
+        return None  # a folder that cannot be used is told of by another check
     if live is None:
         return None
     folders = sorted((home.path / live).glob(f"{PREFIX}*"), key=lambda folder: int(folder.name.removeprefix(PREFIX)))

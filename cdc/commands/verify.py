@@ -81,10 +81,10 @@ async def compare_all(
     """Every table a store holds, or the wanted one. Raises CdcError."""
     from cdc.kafka.progress import read_progress
 
+    tables = selected(config, wanted)
     written = await read_progress(config)
     if written is None:
         raise PreconditionError("the reader has never run, so there is nothing to compare", hint="start `cdc reader`")
-    tables = selected(config, wanted)
     outcomes = []
     for store in stores:
         compared = tables if store == "redis" else [name for name in tables if ".".join(name) == config.faiss.table]

@@ -74,6 +74,8 @@ async def read_progress(config: Config) -> Progress | None:
     partition = TopicPartition(config.kafka.progress_topic, 0)
     doing = "reading progress"
     async with open_consumer(config.kafka) as consumer, failure.bounded(config.kafka, doing, READ_SECONDS):
+        if partition.topic not in await consumer.topics():
+            return None  # no reader has made it yet; asking for its end would wait for it
         consumer.assign([partition])
         value = await _last_value(consumer, partition, config.source_name.encode())
     return None if value is None else decode_progress(value)
