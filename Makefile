@@ -32,7 +32,7 @@ bench: setup ## Measures reader, consumers and rebuild against the bare bounds o
 	$(BIN)/python -m benchmarks
 
 bench-smoke: setup ## The same with few rows: shows that the benchmarks run
-	$(BIN)/python -m benchmarks --smoke
+	$(BIN)/python -m benchmarks --quick
 
 up: setup ## Starts PostgreSQL, Kafka, Redis and the pipeline; Ctrl-C or `make down` stops them
 	@$(BIN)/cdc up

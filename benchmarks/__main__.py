@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--only NAME…] [--json FILE] [--plot FILE]`: starts real servers, measures, prints tables.
+"""`python -m benchmarks [--quick] [--only NAME…] [--json FILE] [--plot FILE]`: real servers, measured, as tables.
 
 Exit code 1 when a ratio is below its aim by more than noise explains.
 """

@@ -30,7 +30,7 @@ class Child:
     """A running process. Its standard output comes by `line`; its log is shown when it fails."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self._log, text=True, env={**os.environ, **(environment or {})}

@@ -93,7 +93,7 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         """Until all are written."""
-        statement = f"INSERT INTO public.memories SELECT * FROM {STAGED} WHERE id > %s AND id <= %s"
+        statement = "INSERT INTO public.memories SELECT * FROM public.staged WHERE id > %s AND id <= %s"
         with psycopg.connect(self._dsn, autocommit=True, prepare_threshold=0) as connection:
             started = time.monotonic()
             for number in range(self._number):
@@ -107,7 +107,7 @@ class Writer(threading.Thread):
 
 def save_vectors(connection: psycopg.Connection, ids: list[int], path: Path) -> Path:
     """The vectors of some rows, in that order, for the process that searches."""
-    rows = connection.execute(f"SELECT embedding FROM {STAGED} WHERE id = ANY(%s) ORDER BY id", [ids]).fetchall()
+    rows = connection.execute("SELECT embedding FROM public.staged WHERE id = ANY(%s) ORDER BY id", [ids]).fetchall()
     np.save(path, np.array([vector for (vector,) in rows], dtype=np.float32))
     return path
 

@@ -17,9 +17,10 @@ def chart(comparisons: Sequence[Comparison]) -> str:
     scale = (WIDTH - LABELS - 80) / longest
     height = HEAD + len(comparisons) * (BAR + GAP)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="sans-serif" font-size="13">',
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="12" y="22" fill="{INK}" font-size="15">Ours as a share of the bare bound (black mark: the aim)</text>',
+        f'<text x="12" y="22" fill="{INK}" font-size="15">Ours as a share of the bound (black mark: the aim)</text>',
     ]
     for number, comparison in enumerate(comparisons):
         parts += _bar(comparison, HEAD + number * (BAR + GAP), scale)

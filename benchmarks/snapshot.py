@@ -1,4 +1,4 @@
-"""A table's snapshot into Kafka against `COPY … TO STDOUT` into nothing. No aim is set: it shows what the walk costs."""
+"""A table's snapshot into Kafka against `COPY … TO STDOUT` into nothing. No aim is set: it shows the walk's cost."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ NOTES = "public.notes"
 # 8 md5 are 256 characters, with the other columns about 300 bytes a row, and no gift to the compression
 _NOTES = """
 CREATE TABLE public.notes (
-    id bigint PRIMARY KEY, user_id text NOT NULL, content text NOT NULL, importance real, created_at timestamptz NOT NULL
+    id bigint PRIMARY KEY, user_id text NOT NULL, content text NOT NULL, importance real,
+    created_at timestamptz NOT NULL
 )"""
 _NOTE_ROWS = """
 SELECT id, 'user-' || id % 1000,
