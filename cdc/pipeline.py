@@ -22,6 +22,7 @@ from cdc.embedded.folder import Folder
 from cdc.errors import PreconditionError
 
 ANSWER_SECONDS = 2.0  # a process that answers needs milliseconds
+SENTENCE = "cdc: "  # how the command begins what it tells a person (cdc/cli.py)
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 30.0  # between two starts of a process that keeps ending
 STEADY_SECONDS = 60.0  # after which an end counts as the first again
@@ -69,9 +70,14 @@ class Process(Server):
         super().start()
 
     def last_words(self) -> str:
-        """Why it ended, by its own log."""
+        """Why it ended: the sentence it left, else its exit code or the signal that killed it."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        return lines[-1] if lines else "it left no word"
+        if lines and lines[-1].startswith(SENTENCE):
+            return lines[-1].removeprefix(SENTENCE)
+        code = self._process.returncode if self._process is not None else None
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"exit code {code}, see {self.log}"
 
     def schedule(self) -> None:
         """Decides when an ended process starts again."""
@@ -154,10 +160,14 @@ class Pipeline:
     def watch(self) -> None:
         """For ever: starts again what ended."""
         while True:
-            self._wait()
-            for process in self.processes:
-                if not process.running:
-                    self._revive(process)
+            self.tend()
+
+    def tend(self) -> None:
+        """Waits until something is to be done, and does it."""
+        self._wait()
+        for process in self.processes:
+            if not process.running:
+                self._revive(process)
 
     def _wait(self) -> None:
         """Until a process ends, or one that ended is due."""

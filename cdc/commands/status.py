@@ -38,13 +38,16 @@ def status(
 
 
 def last_words(context: typer.Context) -> dict[str, str]:
-    """What each process of `cdc up` wrote last, for those that are down."""
+    """The sentence that each process of `cdc up` left when it ended by an error."""
     path = config_path(context)
     found: dict[str, str] = {}
     for name, log in (("reader", "reader"), ("redis", "consumer-redis"), ("faiss", "consumer-faiss")):
         file = path.absolute().parent / "logs" / f"{log}.log" if path else None
-        if file is not None and file.exists() and (lines := file.read_text(errors="replace").splitlines()):
-            found[name] = lines[-1]
+        if file is None or not file.exists():
+            continue
+        lines = file.read_text(errors="replace").splitlines()
+        if lines and lines[-1].startswith("cdc: "):
+            found[name] = lines[-1].removeprefix("cdc: ")
     return found
 
 
