@@ -10,24 +10,29 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from cdc.config import Config
 from cdc.envelope import SWEEP_KEY, TRUNCATE_KEY
-from cdc.errors import DecodeError
 from cdc.kafka.chunk import Chunk, Heartbeat
 from cdc.kafka.progress import Progress, SnapshotState
+from cdc.log import get
 from cdc.metrics import READER_RECORDS
 from cdc.position import Position
-from cdc.source.events import Begin, Commit, Event, Fragment, Message, Row, Table, Truncate
+from cdc.source.events import UNCHANGED, UNKNOWN, Begin, Commit, Event, Fragment, Message, Row, Table, Truncate
 from cdc.source.fill import Hole, has_hole
 from cdc.source.rows import OP, Envelope, Origin
 from cdc.source.snapshot import TableSnapshot
 from cdc.source.window import Chunk as SnapshotChunk
 from cdc.source.window import Name, Windows
 
+log = get(__name__)
 TOMBSTONE = b"tombstone"  # the metric's label of a record without a value
+
+
+HOLE_BYTES = 8 << 10  # what an unchanged TOAST column may weigh once filled: a vector of 2,000 floats, a page of text
 
 
 class Offer:
@@ -36,6 +41,11 @@ class Offer:
     def __init__(self, chunk: SnapshotChunk, snapshot: TableSnapshot, number: int) -> None:
         self.chunk, self.snapshot, self.number = chunk, snapshot, number
         self.written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def answer(self, written: bool) -> None:
+        """To whoever waits; nobody does once the session is ending."""
+        if not self.written.done():
+            self.written.set_result(written)
 
 
 class Assembly(Chunk):
@@ -67,6 +77,7 @@ class Assembler:
         self._chunk = Assembly()
         self._offers: dict[str, Offer] = {}
         self.windows = Windows()
+        self.requested: set[str] = set()  # tables asked for whose snapshot has not begun
         self.skipped = 0
 
     def begin(self) -> None:
@@ -192,6 +203,7 @@ class Assembler:
             if not has_hole(row):
                 raise
             chunk.add(topic, key, None, envelope.timestamp_ms, [])
+            chunk.nbytes += sum([HOLE_BYTES if part is UNCHANGED else len(part) for part in row if part is not UNKNOWN])
             index = len(chunk.records[topic]) - 1
             chunk.holes.append(Hole(topic, index, envelope, op, ordinal, row))
             return
@@ -216,24 +228,19 @@ class Assembler:
 
     def _message(self, message: Message) -> None:
         """Heartbeats, watermarks of snapshots, requests; each in a transaction of its own."""
-        try:
-            content = json.loads(message.content)
-            kind = content["kind"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DecodeError(
-                f"a logical message with prefix {message.prefix} is not ours", hint="do not use that prefix elsewhere"
-            ) from error
+        content = _content(message)
+        kind = content.get("kind")
         if kind == "low":
-            self.windows.low(content["chunk"], tuple(content["table"]))
+            self.windows.low(str(content.get("chunk")), tuple(content.get("table") or ()))
         elif kind == "high":
-            self._high(content["chunk"])
+            self._high(str(content.get("chunk")))
         elif self._skip_to:
             return
         elif kind == "heartbeat":
             begin = self._begin
             position = Position(self._origin.epoch, begin.commit_lsn, 0)
             self._chunk.heartbeat = Heartbeat(begin.commit_us, position)
-        else:
+        elif kind != "foreign":
             self._on_request(content)
 
     def _high(self, chunk_id: str) -> None:
@@ -243,7 +250,7 @@ class Assembler:
             return  # of an earlier run; that chunk is read again
         chunk = offer.chunk
         if window is None or window.truncated or self.windows.raced(window, chunk.running):
-            offer.written.set_result(False)
+            offer.answer(False)
             return
         envelope, topic, _name = self._envelope(chunk.table, snapshot=True)
         for row in chunk.rows:
@@ -258,7 +265,8 @@ class Assembler:
         chunk = offer.chunk
         name = ".".join(chunk.name)
         state = offer.snapshot.advance(offer.number, chunk)
-        self.set_snapshot(name, state)
+        if name not in self.requested:  # else it is to begin anew, also after a restart
+            self.set_snapshot(name, state)
         if state.done and self._origin.epoch > 1:
             below = Position(self._origin.epoch, 0, 0).encode().decode()
             self._mark(envelope, topic, SWEEP_KEY, below, self._next())
@@ -277,3 +285,16 @@ class Assembler:
             ops = Counter([TOMBSTONE if value is None else value[OP] for _key, value, _time, _headers in records])
             for op, count in ops.items():
                 READER_RECORDS.labels(table, op.decode()).inc(count)
+
+
+def _content(message: Message) -> dict[str, Any]:
+    """Ours is a JSON object. Anybody may write messages, and they hold no rows: passing one over loses nothing, while
+    stopping at it would be for good."""
+    try:
+        content = json.loads(message.content)
+    except ValueError:
+        content = None
+    if isinstance(content, dict):
+        return content
+    log.warning("a logical message with our prefix is not ours", prefix=message.prefix, hint="use another prefix")
+    return {"kind": "foreign"}

@@ -41,7 +41,7 @@ from cdc.source.heartbeat import beat
 from cdc.source.rows import Origin
 from cdc.source.snapshot import OnProgress, SnapshotJob
 from cdc.source.stream import SlotBusy
-from cdc.source.watch import watch
+from cdc.source.watch import TablesChanged, watch
 
 log = get(__name__)
 DRAIN_BYTES = 256 << 10  # decoded in one go: about 5 ms, in which nothing else runs
@@ -81,6 +81,8 @@ class Reader:
                 READER_RETRIES.labels(self._config.source_name, type(error).__name__).inc()
                 log.warning("waiting", reason=error.message, hint=error.hint, seconds=round(wait, 1))
                 await self._or_stop(asyncio.sleep(wait * random.uniform(0.5, 1)))
+            except TablesChanged as change:
+                log.info("beginning anew", reason=change.message)
             except GapError as error:
                 SOURCE_GAP.labels(self._config.source_name).set(1)
                 log.critical("refusing to run", reason=error.message, hint=error.hint)
@@ -175,6 +177,8 @@ class _Run:
             self._taken.set()
             if chunk.holes:
                 await beside(self._fill, chunk)
+            if unknown := chunk.records.keys() - self._session.writer.ends.keys():
+                raise TablesChanged(f"{', '.join(sorted(unknown))} came later", hint="nothing: its topic is made now")
             written = await self._session.writer.write(chunk)
             self._settle(chunk, written.durable_us)
             if self._assembler.ready:
@@ -198,7 +202,7 @@ class _Run:
             self._durable = self._reader.progress = chunk.progress
             self._feedback()
         for offer in chunk.offers:
-            offer.written.set_result(True)
+            offer.answer(True)
         self._assembler.count(chunk)
         READER_BATCH.labels(source).observe(chunk.count)
         READER_BUFFER.labels(source).set(self._assembler.pending_bytes)
@@ -228,14 +232,18 @@ class _Run:
             log.warning("request not understood", reason="unknown kind or table", hint="use `cdc snapshot TABLE`")
             return
         name = (str(table[0]), str(table[1]))
+        label = ".".join(name)
         state = SnapshotState()
-        self._assembler.set_snapshot(".".join(name), state)
-        self._wanted.put_nowait((name, state))
+        self._assembler.set_snapshot(label, state)
+        if label not in self._assembler.requested:  # else the one that has not begun serves both
+            self._assembler.requested.add(label)
+            self._wanted.put_nowait((name, state))
 
     async def _snapshots(self) -> None:
         """One table after the other, while the stream goes on."""
         while True:
             name, state = await self._wanted.get()
+            self._assembler.requested.discard(".".join(name))
             catalog = self._session.catalog
             table = catalog.table(*name)
             job = SnapshotJob(

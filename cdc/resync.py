@@ -7,10 +7,12 @@ removes those that were deleted unseen.
 
 from __future__ import annotations
 
+import msgspec
+
 from cdc.config import Config
 from cdc.errors import PreconditionError
 from cdc.kafka.chunk import Chunk
-from cdc.kafka.progress import Progress, read_progress
+from cdc.kafka.progress import Progress, SnapshotState, read_progress
 from cdc.kafka.topics import ensure_topics
 from cdc.kafka.writer import Writer
 from cdc.session import first_progress, usable
@@ -42,7 +44,10 @@ async def resync(config: Config) -> Progress:
             start = create_slot(connection, config.postgres)
             chunk = Chunk()
             epoch = old.epoch + 1 if old else 1
-            chunk.progress = first_progress(config, identify(config.postgres), start, epoch=epoch)
+            first = first_progress(config, identify(config.postgres), start, epoch=epoch)
+            # also with snapshot = 'never': the stores hold rows of before, which only reading the tables proves
+            states = {f"{schema}.{name}": SnapshotState() for schema, name in tables}
+            chunk.progress = msgspec.structs.replace(first, snapshots=states)
             await writer.write(chunk)
         finally:
             await writer.close()

@@ -14,6 +14,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import cast
 
+import msgspec
 from psycopg import Connection
 
 from cdc.config import Config
@@ -89,7 +90,7 @@ async def _open(
     try:
         writer = Writer(config, partitions)
         await writer.start()  # 3
-        progress = await _progress(config, connection)  # 4, 5
+        progress = await _progress(config, connection, tables)  # 4, 5
     except BaseException:
         stream.close()
         await writer.close()
@@ -105,14 +106,22 @@ async def _fresh_slot(config: Config, connection: Connection, slot: Slot | None)
     return cast(Slot, read_slot(connection, config.postgres.slot))
 
 
-async def _progress(config: Config, connection: Connection) -> Progress:
+async def _progress(config: Config, connection: Connection, tables: list[tuple[str, str]]) -> Progress:
     slot = cast(Slot, read_slot(connection, config.postgres.slot))
     system = identify(config.postgres)
     progress = await read_progress(config)
     check_gap(slot, progress, system, config.postgres)
     if progress is not None:
-        return progress
+        return _without_others(progress, tables)
     return first_progress(config, system, slot.confirmed_lsn, epoch=1)
+
+
+def _without_others(progress: Progress, tables: list[tuple[str, str]]) -> Progress:
+    """Forgets the snapshots of tables that are not selected: what they go through now passes unseen, so that they have
+    to be read again when they are selected once more."""
+    names = {".".join(name) for name in tables}
+    kept = {name: state for name, state in progress.snapshots.items() if name in names}
+    return msgspec.structs.replace(progress, snapshots=kept)
 
 
 def first_progress(config: Config, system: tuple[str, int], end_lsn: int, *, epoch: int) -> Progress:

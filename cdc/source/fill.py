@@ -95,6 +95,8 @@ def _select(
     )
     try:
         rows = connection.execute(query, arrays).fetchall()
+    except psycopg.errors.UndefinedTable:
+        return {}  # dropped meanwhile: its rows are gone
     except psycopg.Error as error:
         raise connect_error(error) from error
     return dict(_fragments(table, wanted, row) for row in rows)

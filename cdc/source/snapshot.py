@@ -56,13 +56,17 @@ class TableSnapshot:
     total: int = 0  # rows, as PostgreSQL estimates: for the progress bar
     next_number: int = 0
     finished: dict[int, tuple[list[str] | None, bool, int]] = field(default_factory=dict)
+    ahead: dict[int, int] = field(default_factory=dict)  # rows of parts of spans whose turn has not come
 
     def advance(self, number: int, chunk: Chunk) -> SnapshotState:
         """A chunk is about to be durable: moves `after` as far as there is no hole."""
         if chunk.whole:
-            self.finished[number] = (chunk.last_key, chunk.final, len(chunk.rows))
+            rows = len(chunk.rows) + self.ahead.pop(number, 0)
+            self.finished[number] = (chunk.last_key, chunk.final, rows)
         elif number == self.next_number:
-            self._move(chunk.last_key, False, len(chunk.rows))
+            self._move(chunk.last_key, False, len(chunk.rows) + self.ahead.pop(number, 0))
+        else:
+            self.ahead[number] = self.ahead.get(number, 0) + len(chunk.rows)
         while (done := self.finished.pop(self.next_number, None)) is not None:
             self.next_number += 1
             self._move(*done)

@@ -1,4 +1,5 @@
-"""What is watched beside the stream: the slot's state and the tables' row counts, for metrics and alerts."""
+"""What is watched beside the stream: the slot's state and the tables' row counts, for metrics and alerts, and
+tables that came later."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ import psycopg
 from psycopg import Connection, sql
 
 from cdc.config import Config
+from cdc.errors import CdcError
 from cdc.metrics import SLOT_ACTIVE, SLOT_LOST, SLOT_RETAINED, SLOT_SAFE, SOURCE_ROWS
 from cdc.source.beside import beside, opened
 from cdc.source.connection import connect, connect_error
+from cdc.source.relations import table_names
 from cdc.source.slot import Slot, read_slot
 
 SLOT_SECONDS = 5.0  # as often as Prometheus scrapes
@@ -39,6 +42,18 @@ def _count(connection: Connection, tables: Sequence[tuple[str, str]]) -> float:
     return begun + taken + max(COUNT_SECONDS, taken / COUNT_SHARE)
 
 
+class TablesChanged(CdcError):
+    """A table that the config selects came later: a new session makes its topic, publishes it and reads its rows."""
+
+
+def _look_for_tables(connection: Connection, config: Config, known: Sequence[tuple[str, str]]) -> None:
+    found = table_names(lambda query, parameters: connection.execute(query.encode(), tuple(parameters)).fetchall())
+    new = [(schema, name) for _oid, schema, name in found if config.postgres.selects(schema, name)]
+    if missing := set(new) - set(known):
+        names = ", ".join(sorted(".".join(name) for name in missing))
+        raise TablesChanged(f"{names} came later", hint="nothing: it is taken in now")
+
+
 async def watch(config: Config, tables: Sequence[tuple[str, str]]) -> None:
     """For ever. Raises ConnectError when the source is away."""
     due = 0.0
@@ -48,6 +63,7 @@ async def watch(config: Config, tables: Sequence[tuple[str, str]]) -> None:
                 slot = await beside(read_slot, connection, config.postgres.slot)
                 if slot is not None:
                     show_slot(slot)
+                await beside(_look_for_tables, connection, config, tables)
                 if time.monotonic() >= due:
                     due = await beside(_count, connection, tables)
                 await asyncio.sleep(SLOT_SECONDS)
