@@ -34,7 +34,7 @@ def cdc(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Command lines of running processes that have the folder in their arguments, environment or open files."""
+    """Command lines of running processes that name the folder in their arguments or work in it."""
     name, found = str(folder).encode(), []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
