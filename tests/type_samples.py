@@ -129,7 +129,7 @@ def inserts(table: str) -> list[tuple[str, list[Any]]]:
     count = max(map(len, SAMPLES.values()))
     casts = ", ".join(f"%s::text::{kind}" for kind in SAMPLES)
     rows = [[n, *(values[n] if n < len(values) else None for values in SAMPLES.values())] for n in range(count + 1)]
-    statement = f"INSERT INTO {table} VALUES (%s, {casts})"  # noqa: S608 - the test's own names
+    statement = f"INSERT INTO {table} VALUES (%s, {casts})"
     return [(statement, row) for row in rows]
 
 

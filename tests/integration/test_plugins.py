@@ -13,7 +13,17 @@ import pytest
 from cdc.config import Config
 from cdc.embedded import Endpoints
 from tests.conftest import fresh_database
-from tests.pipeline import MEMORIES, ReaderTask, Record, assert_in_order, config_of, reading, source, table_dump, written
+from tests.pipeline import (
+    MEMORIES,
+    ReaderTask,
+    Record,
+    assert_in_order,
+    config_of,
+    reading,
+    source,
+    table_dump,
+    written,
+)
 from tests.type_samples import SETUP, create, inserts
 
 TABLES = ("every", "memories", "whole", "parted", "secret", "pairs", "shifting")
@@ -32,8 +42,8 @@ CREATE TABLE pairs (a text, b int, v text, PRIMARY KEY (b, a));
 CREATE TABLE shifting (id int PRIMARY KEY, v text);
 """
 
-# One transaction each, but where BEGIN says otherwise. A line "settled" waits for both readers: behind it may be changed
-# what one of them has to select, else it could already see the newer value, which is right but not equal.
+# One transaction each, but where BEGIN says otherwise. A line "settled" waits for both readers: behind it
+# may be changed what one has to select, else it could see the newer value already, which is right but not equal.
 WORKLOAD = f"""
 INSERT INTO memories (id, content, score, amount) SELECT n, {LONG}, n / 3.0, n FROM generate_series(1, 20) n;
 UPDATE memories SET who = 'touched' WHERE id <= 10;

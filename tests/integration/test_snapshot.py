@@ -40,7 +40,7 @@ def dsn(servers: Endpoints) -> Iterator[str]:
 
 
 def fill(count: int, content: str = "'t'") -> str:
-    return f"INSERT INTO memories (id, content) SELECT n, {content} FROM generate_series(1, {count}) n"  # noqa: S608
+    return f"INSERT INTO memories (id, content) SELECT n, {content} FROM generate_series(1, {count}) n"
 
 
 async def test_writers_go_on_while_it_runs(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
