@@ -39,9 +39,10 @@ from cdc.source.connection import connect_error
 from cdc.source.fill import fill
 from cdc.source.heartbeat import beat
 from cdc.source.rows import Origin
+from cdc.source.selection import TablesChanged
 from cdc.source.snapshot import OnProgress, SnapshotJob
 from cdc.source.stream import SlotBusy
-from cdc.source.watch import TablesChanged, watch
+from cdc.source.watch import watch
 
 log = get(__name__)
 DRAIN_BYTES = 256 << 10  # decoded in one go: about 5 ms, in which nothing else runs

@@ -6,8 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cdc.errors import PreconditionError
 from cdc.source.layout import missing_key, quoted
 from cdc.source.relations import Identity, Relation
+
+
+class TablesChanged(PreconditionError):
+    """What the config selects is another set now: a new session makes topics, publishes and reads what came later."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from cdc.errors import DecodeError, PreconditionError
 from cdc.position import parse_lsn
 from cdc.source.catalog import Catalog
 from cdc.source.events import MESSAGE_PREFIX, UNCHANGED, Begin, Commit, Event, Fragment, Message, Row, Truncate
+from cdc.source.selection import TablesChanged
 from cdc.source.truncation import Truncations
 from cdc.source.wal2json_rows import Rows
 
@@ -172,7 +173,7 @@ class Wal2jsonDecoder:
             self._generation = self._catalog.generation
             self._rows.clear()
             if self._filtered and not self._may_filter():
-                raise PreconditionError(
+                raise TablesChanged(
                     "a table that wal2json filters for was partitioned or dropped", hint="restart the reader"
                 )
         elif None in self._rows.values():  # what is not selected is looked at again

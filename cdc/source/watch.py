@@ -11,11 +11,11 @@ import psycopg
 from psycopg import Connection, sql
 
 from cdc.config import Config
-from cdc.errors import CdcError
 from cdc.metrics import SLOT_ACTIVE, SLOT_LOST, SLOT_RETAINED, SLOT_SAFE, SOURCE_ROWS
 from cdc.source.beside import beside, opened
 from cdc.source.connection import connect, connect_error
 from cdc.source.relations import table_names
+from cdc.source.selection import TablesChanged
 from cdc.source.slot import Slot, read_slot
 
 SLOT_SECONDS = 5.0  # as often as Prometheus scrapes
@@ -40,10 +40,6 @@ def _count(connection: Connection, tables: Sequence[tuple[str, str]]) -> float:
         SOURCE_ROWS.labels(f"{schema}.{name}").set(row[0] if row else 0)
     taken = time.monotonic() - begun
     return begun + taken + max(COUNT_SECONDS, taken / COUNT_SHARE)
-
-
-class TablesChanged(CdcError):
-    """A table that the config selects came later: a new session makes its topic, publishes it and reads its rows."""
 
 
 def _look_for_tables(connection: Connection, config: Config, known: Sequence[tuple[str, str]]) -> None:

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cdc.config import Config, parse
 from cdc.embedded import Endpoints
+from cdc.kafka.progress import Progress, read_progress
+from cdc.source.heartbeat import HEARTBEAT
 from tests.conftest import fresh_database
 from tests.pipeline import (
     MEMORIES,
+    ReaderChild,
+    Record,
     assert_equal_everywhere,
     assert_in_order,
+    by_id,
     config_of,
+    emit,
     pipeline,
+    reading,
+    rows_of,
+    settings,
     source,
+    table_dump,
+    topic_rows,
+    written,
 )
+from tests.waiting import until
+
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -28,7 +46,7 @@ def dsn(servers: Endpoints) -> Iterator[str]:
 
 def put(first: int, last: int, content: str = "'text ' || n") -> str:
     """SQL that inserts rows."""
-    return (
+    return (  # the test's own numbers
         "INSERT INTO memories SELECT n, 'user ' || n % 3, " + content + ", n / 7.0, n::numeric / 4, "
         "jsonb_build_object('n', n), array[n, 1, 2, 3, 4, 5, 6, 7]::real[] "
         f"FROM generate_series({first}, {last}) n"
@@ -59,3 +77,122 @@ async def test_every_kind_of_change_reaches_all_stores(servers: Endpoints, dsn: 
             connection.execute(put(5, 9))
             await running.caught_up()
             assert_in_order(await assert_equal_everywhere(running))
+
+
+async def test_a_large_transaction_is_cut_and_killed_between_the_cuts(
+    servers: Endpoints, dsn: str, tmp_path: Path
+) -> None:
+    config = config_of(servers, dsn, tmp_path, kafka={"transaction_rows": 50})
+    with source(config) as connection:
+        connection.execute(MEMORIES)
+        async with reading(config) as first:
+            await written(config, first)
+            connection.execute(put(1, 1000))
+            await written(config, first, lambda progress: not progress.complete and progress.ordinal >= 100)
+            await first.crash()
+        assert 100 <= len(await table_dump(config)) < 1000
+        left = await read_progress(config)
+        assert left is not None
+        assert not left.complete
+        async with reading(config) as second:
+            await written(config, second)
+        records = await table_dump(config)
+        assert_in_order(records)
+        assert sorted(int(record.position[24:], 16) for record in records) == list(range(1, 1001))
+        assert by_id(topic_rows(records)) == by_id(rows_of(config))
+
+
+async def test_at_least_once_loses_nothing(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
+    config = config_of(servers, dsn, tmp_path, kafka={"transaction_rows": 50, "delivery": "at-least-once"})
+    with source(config) as connection:
+        connection.execute(MEMORIES)
+        async with pipeline(config) as running:
+            await running.caught_up()
+            connection.execute(put(1, 1000))
+            await written(config, running.source, lambda progress: progress.ordinal >= 100)
+            await running.restart()
+            connection.execute("DELETE FROM memories WHERE id % 2 = 0")
+            await running.restart()
+            connection.execute("UPDATE memories SET who = 'last'")
+            await running.caught_up()
+            await assert_equal_everywhere(running)
+
+
+async def test_killed_as_a_process_and_bounded_in_memory(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
+    """200,000 rows in one transaction, SIGKILL in its middle: every row once, far below the transaction's size."""
+    data = settings(servers, dsn, tmp_path)
+    config = parse(data)
+    with source(config) as connection:
+        connection.execute(MEMORIES)
+        child = ReaderChild(data, tmp_path)
+        try:
+            await until(lambda: progressed(config, child, lambda progress: True), "the first progress")
+            connection.execute(put(1, 200_000, "repeat('c', 200)"))
+            await until(lambda: progressed(config, child, lambda progress: not progress.complete), "a cut")
+            child.kill()
+            child = ReaderChild(data, tmp_path)
+            end = await asyncio.to_thread(emit, config, HEARTBEAT)
+            await until(lambda: progressed(config, child, lambda progress: progress.commit_lsn >= end), "the end")
+            peak = child.peak_bytes()
+            assert child.stop() == 0
+        finally:
+            child.kill()
+    records = await table_dump(config)
+    ids = {json.loads(record.key)["id"] for record in records}
+    assert len(records) == len(ids) == 200_000
+    assert_in_order(records)
+    assert peak < 400 * MIB, peak // MIB
+
+
+async def progressed(config: Config, child: ReaderChild, what: Callable[[Progress], bool]) -> bool:
+    assert child.process.poll() is None, child.log.read_text()[-2000:]
+    progress = await read_progress(config)
+    return progress is not None and what(progress)
+
+
+async def test_masks_are_applied_before_kafka(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
+    """No byte of a masked value in any record, also where the reader selects columns or reads a snapshot."""
+    masks = {"content": "redact", "who": "hash", "tags": "drop"}
+    config = config_of(
+        servers, dsn, tmp_path, mask_secret="pepper", tables={"public.memories": {"mask": masks, "vector": "embedding"}}
+    )  # fmt: skip
+    with source(config) as connection:
+        connection.execute(MEMORIES)
+        connection.execute(put(1, 20, "repeat('covert', 1000)"))
+        async with reading(config) as reader:
+            await written(config, reader, lambda progress: all_done(progress))
+            connection.execute("UPDATE memories SET who = 'covert' WHERE id < 10")
+            connection.execute("UPDATE memories SET score = 'NaN' WHERE id < 5")
+            await written(config, reader)
+    records = await table_dump(config)
+    assert not [record.key for record in records if b"covert" in (record.value or b"")]
+    assert {key(record) for record in records} == set(range(1, 21))
+    after = records[-1].event["after"]
+    assert after["content"] == "***"
+    assert len(after["who"]) == 64
+    assert "tags" not in after
+
+
+def key(record: Record) -> int:
+    return int(json.loads(record.key)["id"])
+
+
+def all_done(progress: Progress) -> bool:
+    return bool(progress.snapshots) and all(state.done for state in progress.snapshots.values())
+
+
+async def test_a_table_dropped_while_its_rows_wait(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
+    """Its rows cannot be selected any more: the reader goes on, and the others arrive."""
+    config = config_of(servers, dsn, tmp_path, postgres={"tables": ["public.memories", "public.gone"]})
+    with source(config) as connection:
+        connection.execute(MEMORIES)
+        connection.execute("CREATE TABLE gone (id int PRIMARY KEY, big text, n int)")
+        connection.execute("ALTER TABLE gone ALTER big SET STORAGE EXTERNAL")
+        async with reading(config) as reader:
+            await written(config, reader, all_done)
+            connection.execute("INSERT INTO gone VALUES (1, repeat('x', 5000), 1)")
+            connection.execute("UPDATE gone SET n = 2")
+            connection.execute("DROP TABLE gone")
+            connection.execute(put(1, 10))
+            await written(config, reader)
+    assert len(await table_dump(config)) == 10
