@@ -77,29 +77,37 @@ def _select(
     connection: Connection, table: Table, holes: Sequence[Hole], wanted: list[int], expressions: list[sql.Composable]
 ) -> dict[bytes, dict[int, bytes]]:
     """Key bytes → column index → fragment."""
-    keys = [table.columns[i] for i in table.key]
     arrays = [[_key_text(table.columns[i], hole.row[i]) for hole in holes] for i in table.key]
-    condition = sql.SQL(" AND ").join(
-        sql.SQL("t.{name} = k.{alias}::{type}").format(
-            name=sql.Identifier(column.name), alias=sql.Identifier(f"cdc key {n}"), type=_raw(column.type_name)
-        )
-        for n, column in enumerate(keys)
-    )
-    picked = [expressions[i] for i in (*table.key, *wanted)]
-    query = sql.SQL("SELECT {} FROM unnest({}) AS k({}) JOIN {} t ON {}").format(
-        sql.SQL(", ").join(picked),
-        sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in keys),
-        sql.SQL(", ").join(sql.Identifier(f"cdc key {n}") for n in range(len(keys))),
-        sql.Identifier(table.schema, table.name),
-        condition,
-    )
     try:
-        rows = connection.execute(query, arrays).fetchall()
+        try:
+            rows = connection.execute(_query(table, wanted, expressions, renamed=False), arrays).fetchall()
+        except psycopg.errors.UndefinedColumn:
+            rows = connection.execute(_query(table, wanted, expressions, renamed=True), arrays).fetchall()
     except psycopg.errors.UndefinedTable:
-        return {}  # dropped meanwhile: its rows are gone
+        return {}  # dropped or renamed meanwhile: under this name no rows are left
     except psycopg.Error as error:
         raise connect_error(error) from error
     return dict(_fragments(table, wanted, row) for row in rows)
+
+
+def _query(table: Table, wanted: list[int], expressions: list[sql.Composable], *, renamed: bool) -> sql.Composed:
+    """By the key's columns; once they are `renamed`, by the text of what they are called now, without their index."""
+    aliases = [sql.Identifier(f"cdc key {n}") for n in range(len(table.key))]
+    conditions: list[sql.Composable] = []
+    for alias, i in zip(aliases, table.key, strict=True):
+        column = table.columns[i]
+        if renamed:
+            conditions.append(sql.SQL("{} = k.{}").format(expressions[i], alias))
+        else:
+            parts = sql.Identifier(column.name), alias, _raw(column.type_name)
+            conditions.append(sql.SQL("t.{} = k.{}::{}").format(*parts))
+    return sql.SQL("SELECT {} FROM unnest({}) AS k({}) JOIN {} t ON {}").format(
+        sql.SQL(", ").join([expressions[i] for i in (*table.key, *wanted)]),
+        sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in aliases),
+        sql.SQL(", ").join(aliases),
+        sql.Identifier(table.schema, table.name),
+        sql.SQL(" AND ").join(conditions),
+    )
 
 
 def _fragments(table: Table, wanted: list[int], row: Sequence[str | None]) -> tuple[bytes, dict[int, bytes]]:
