@@ -32,7 +32,7 @@ from tests.pipeline import (
     table_dump,
     written,
 )
-from tests.waiting import until
+from tests.waiting import LIMIT_SECONDS, until
 
 ROWS = """
 INSERT INTO memories (id, content, embedding) SELECT n, 't', array[n,0,0,0,0,0,0,1] FROM generate_series({}, {}) n
@@ -82,7 +82,7 @@ async def test_a_gap_is_refused_and_a_resync_mends_it(
             connection.execute(ROWS.format(41, 50))
             harm(connection, config)
             with pytest.raises(GapError, match="lost to the stream") as caught:
-                await Reader(config, gap_seconds=0).run()
+                await asyncio.wait_for(Reader(config, gap_seconds=0).run(), LIMIT_SECONDS)
             assert "cdc resync" in caught.value.hint
             assert (await resync(config)).epoch == 2
             running.source = ReaderTask(config)
