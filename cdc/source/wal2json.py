@@ -21,6 +21,7 @@ from cdc.source.catalog import Catalog
 from cdc.source.events import MESSAGE_PREFIX, UNCHANGED, Begin, Commit, Event, Fragment, Message, Row, Truncate
 from cdc.source.selection import TablesChanged
 from cdc.source.truncation import Truncations
+from cdc.source.wal2json_inserts import Inserts
 from cdc.source.wal2json_rows import Rows
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -75,6 +76,7 @@ class Wal2jsonDecoder:
         self._catalog = catalog
         self._generation = catalog.generation
         self._rows: dict[tuple[str, str], Rows | None] = {}  # None: not selected, as of the catalog's horizon
+        self._inserts = Inserts()
         self._truncations = Truncations()
         self._filtered = False
 
@@ -107,7 +109,9 @@ class Wal2jsonDecoder:
         try:
             action = payload[_ACTION] if len(payload) > _ACTION else 0
             if action == 73:  # I
-                return self._insert(_change(payload))
+                if payload.__class__ is not bytes:  # a memoryview
+                    payload = bytes(payload)
+                return self._inserts.decode(payload) or self._insert(payload, _change(payload))
             if action == 85:  # U
                 return self._update(_change(payload))
             if action == 68:  # D
@@ -120,12 +124,14 @@ class Wal2jsonDecoder:
         except UnicodeDecodeError as error:
             raise DecodeError(f"wal2json: not UTF-8 at byte {error.start}", hint=_HINT) from error
 
-    def _insert(self, change: _Change) -> Row | None:
+    def _insert(self, payload: bytes, change: _Change) -> Row | None:
         rows = self._of(change)
         if rows is None:
             return None
         shape = rows.insert(change.columns)
-        return Row("c", shape.table, shape.decode(change.columns), None)
+        row = Row("c", shape.table, shape.decode(change.columns), None)
+        self._inserts.learn(payload, change.columns, shape)
+        return row
 
     def _update(self, change: _Change) -> Row | None:
         rows = self._of(change)
@@ -172,6 +178,7 @@ class Wal2jsonDecoder:
         if self._generation != self._catalog.generation:
             self._generation = self._catalog.generation
             self._rows.clear()
+            self._inserts.clear()
             if self._filtered and not self._may_filter():
                 raise TablesChanged(
                     "a table that wal2json filters for was partitioned or dropped", hint="restart the reader"

@@ -38,7 +38,8 @@ class Shape:
         self._targets = [index.get(name, -1) for name, _ in seen]
         self._converters = [None if at < 0 else converter(table.columns[at]) for at in self._targets]
         self.whole = set(self._targets) >= set(range(len(index)))
-        self._direct = self._targets == list(range(len(index)))
+        self.direct = self._targets == list(range(len(index)))
+        self.conversions = [(i, convert) for i, convert in enumerate(self._converters) if convert is not None]
         place = {at: i for i, at in enumerate(self._targets)}
         self._key = [place.get(at) for at in table.key]
 
@@ -51,7 +52,7 @@ class Shape:
             raise DecodeError(f"wal2json: a row of {table}: {error.message}", hint=error.hint) from error
 
     def _decode(self, items: Items) -> list[Fragment]:
-        if self._direct:
+        if self.direct:
             return [
                 bytes(item.value) if convert is None else convert(bytes(item.value))
                 for item, convert in zip(items, self._converters, strict=True)
