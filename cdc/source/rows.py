@@ -12,7 +12,7 @@ import msgspec
 
 from cdc import __version__
 from cdc.envelope import POSITION_HEADER, VERSION_HEADER
-from cdc.errors import DecodeError
+from cdc.errors import DecodeError, PreconditionError
 from cdc.metrics import READER_FILLED
 from cdc.source.events import Fragment, Table
 from cdc.version import decode_vector, encode_vector
@@ -44,9 +44,16 @@ class Envelope:
         self._column = table.version_index
 
     def key(self, fragments: Sequence[Fragment]) -> bytes:
-        """The record key of a row."""
+        """The record key of a row. Raises PreconditionError when the stream does not tell it."""
         table = self.table
-        return table.key_template % tuple([fragments[i] for i in table.key])
+        try:
+            return table.key_template % tuple([fragments[i] for i in table.key])
+        except TypeError as error:  # a mark: cheaper to be told than to look at every fragment
+            raise PreconditionError(
+                f"a row of {table.schema}.{table.name} comes without its key: a key column was renamed while the row "
+                "waited, or holds NaN or Infinity, which wal2json shows as null",
+                hint="run `cdc resync`, which reads the tables as they are now; for NaN in keys use pgoutput",
+            ) from error
 
     def upsert(self, op: bytes, row: list[Fragment], ordinal: int, filled: Sequence[str] = ()) -> tuple[bytes, Headers]:
         """`(value, headers)` of a c, u or r; every fragment has to be JSON by now."""
