@@ -18,6 +18,7 @@ import psycopg
 from cdc.assembler import Assembler, Assembly
 from cdc.config import Config
 from cdc.errors import CdcError, ConnectError, GapError
+from cdc.kafka.chunk import Batches
 from cdc.kafka.progress import Progress, SnapshotState
 from cdc.log import get
 from cdc.metrics import (
@@ -137,7 +138,7 @@ class _Run:
         for name, state in wanted_snapshots(config, session).items():
             self._wanted.put_nowait((name, state))
         async with asyncio.TaskGroup() as group:
-            for task in (self._pump(), self._ship(), self._status(), self._snapshots()):
+            for task in (self._pump(), self._ship(group), self._status(), self._snapshots()):
                 group.create_task(task)
             group.create_task(beat(config.postgres))
             group.create_task(watch(config, session.tables))
@@ -167,11 +168,14 @@ class _Run:
             self._taken.clear()
             await self._taken.wait()
 
-    async def _ship(self) -> None:
-        """Writes one chunk after the other; while one is under way the next grows."""
+    async def _ship(self, group: asyncio.TaskGroup) -> None:
+        """Writes one chunk after the other. While one is under way the next grows, and is prepared once it is full."""
+        writing: asyncio.Task[None] | None = None
         while True:
             await self._ready.wait()
             self._ready.clear()
+            if writing is not None and not self._assembler.full:
+                await writing
             if not self._assembler.ready:
                 continue
             chunk = self._assembler.take()
@@ -180,10 +184,16 @@ class _Run:
                 await beside(self._fill, chunk)
             if unknown := chunk.records.keys() - self._session.writer.ends.keys():
                 raise TablesChanged(f"{', '.join(sorted(unknown))} came later", hint="nothing: its topic is made now")
-            written = await self._session.writer.write(chunk)
-            self._settle(chunk, written.durable_us)
-            if self._assembler.ready:
-                self._ready.set()
+            prepared = self._session.writer.prepare(chunk)
+            if writing is not None:
+                await writing
+            writing = group.create_task(self._write(chunk, prepared))
+
+    async def _write(self, chunk: Assembly, prepared: list[Batches]) -> None:
+        written = await self._session.writer.write(chunk, prepared)
+        self._settle(chunk, written.durable_us)
+        if self._assembler.ready:
+            self._ready.set()
 
     def _fill(self, chunk: Assembly) -> None:
         session = self._session

@@ -88,11 +88,11 @@ class Writer:
         """Topic → end offsets: the live state, to be read only."""
         return self._ends
 
-    async def write(self, chunk: Chunk) -> Written:
-        """Makes the chunk durable, see the steps above. Raises RecordError, ConnectError, FencedError."""
-        if self._producer is None:
-            raise ConnectError("the writer is closed", hint="open a new one, and read progress again")
-        batches = self._batches(chunk)
+    async def write(self, chunk: Chunk, prepared: list[Batches] | None = None) -> Written:
+        """Makes the chunk durable, see the steps above; `prepared` is its step 1, done before. Raises RecordError,
+        ConnectError, FencedError."""
+        self._opened()
+        batches = self.prepare(chunk) if prepared is None else prepared
         begun = time.monotonic()
         try:
             async with asyncio.timeout(self._config.kafka.transaction_timeout_seconds):
@@ -109,7 +109,9 @@ class Writer:
             producer, self._producer = self._producer, None
             await abandon(producer)
 
-    def _batches(self, chunk: Chunk) -> list[Batches]:
+    def prepare(self, chunk: Chunk) -> list[Batches]:
+        """Step 1, which may be done while another chunk is being written. Raises RecordError, ConnectError."""
+        self._opened()
         made = []
         for topic, records in chunk.records.items():
             topic_batches = Batches(
@@ -118,6 +120,10 @@ class Writer:
             topic_batches.fill(records, chunk.markers.get(topic, ()))
             made.append(topic_batches)
         return made
+
+    def _opened(self) -> None:
+        if self._producer is None:
+            raise ConnectError("the writer is closed", hint="open a new one, and read progress again")
 
     async def _write(self, chunk: Chunk, batches: list[Batches]) -> Written:
         kafka = self._config.kafka
