@@ -11,6 +11,7 @@ import pytest
 
 from cdc.embedded import Endpoints
 from cdc.source import snapshot
+from cdc.source.window import Chunk
 from tests.conftest import fresh_database
 from tests.pipeline import (
     COLUMNS,
@@ -19,6 +20,7 @@ from tests.pipeline import (
     assert_equal_everywhere,
     assert_in_order,
     by_id,
+    compacted,
     config_of,
     emit,
     pipeline,
@@ -53,6 +55,32 @@ async def test_writers_go_on_while_it_runs(servers: Endpoints, dsn: str, tmp_pat
         await writing
         await running.caught_up()
         assert_in_order(await assert_equal_everywhere(running))
+
+
+async def test_a_change_between_reading_and_placing_is_newer(
+    servers: Endpoints, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forced for every chunk: its first row is updated, its last deleted, after it was read and before it is placed."""
+    config = config_of(servers, dsn, tmp_path)
+    close_window = snapshot.ChunkReader.close_window
+
+    def late(reader: snapshot.ChunkReader, chunk: Chunk) -> None:
+        if chunk.rows:
+            first, last = (int(row[0]) for row in (chunk.rows[0], chunk.rows[-1]))
+            with source(config) as connection:
+                connection.execute("UPDATE memories SET who = 'newer' WHERE id = %s", [first])
+                connection.execute("DELETE FROM memories WHERE id = %s", [last])
+        close_window(reader, chunk)
+
+    monkeypatch.setattr(snapshot.ChunkReader, "close_window", late)
+    with source(config) as connection:
+        connection.execute(MEMORIES)
+        connection.execute(fill(70))
+    async with pipeline(config) as running:
+        await running.caught_up()
+        records = await assert_equal_everywhere(running)
+    assert_in_order(records)
+    assert len(compacted(records)) == 60
 
 
 def write(running: Running) -> None:
