@@ -21,7 +21,7 @@ import uvloop
 from benchmarks.bare import drain
 from cdc import log
 from cdc.config import Config, parse
-from cdc.reader import Reader
+from cdc.reader import Reader, collect_rarely
 from consumers.faiss.arrays import Vectors
 from consumers.faiss.store import FaissStore
 from consumers.rebuild import Progress, rebuild
@@ -36,6 +36,7 @@ AT_ONCE = 4  # rows searched for at once; with more, looking would be the load
 
 async def read(config: Config) -> None:
     """PostgreSQL → Kafka until SIGTERM."""
+    collect_rarely()
     reader = Reader(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, reader.stop)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from typing import TYPE_CHECKING
 
@@ -24,16 +23,15 @@ def reader(context: typer.Context) -> None:
     config = configuration(context)
     port = metrics.serve(config.metrics.host, config.metrics.reader_port)
     log.get(__name__).info("metrics are served", address=f"{config.metrics.host}:{port}")
-    gc.freeze()  # what is imported stays; rows come and go by reference counts, so that collecting early is work lost
-    gc.set_threshold(50_000, 20, 50)
     uvloop.run(_read(config))
 
 
 async def _read(config: Config) -> None:
     from cdc.commands.snapshot_bar import SnapshotBar
     from cdc.commands.stopping import on_signal
-    from cdc.reader import Reader
+    from cdc.reader import Reader, collect_rarely
 
+    collect_rarely()
     bar = SnapshotBar() if sys.stderr.isatty() else None
     reader = Reader(config, on_snapshot=bar)
     try:
