@@ -1,4 +1,4 @@
-"""Threads outlive a cancelled caller by default; what they use must not be closed under them, what they open not lost."""
+"""Threads outlive a cancelled caller: what they use must not be closed under them, what they open must be closed."""
 
 from __future__ import annotations
 
