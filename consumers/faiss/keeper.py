@@ -23,6 +23,7 @@ from consumers.faiss.snapshot import MANIFEST, Kindred, Manifest, Taken, load, t
 from consumers.store import Partition
 
 LOG = log.get(__name__)
+GROWTH = 5  # a snapshot when a fifth of the index has changed, however large it is
 FIRST_SECONDS = 1.0  # while nothing is on the disk at all, a snapshot is tried that often
 
 
@@ -96,7 +97,10 @@ class Keeper:
         settings, waited = self._settings, time.monotonic() - self._tried
         if self._durable is None and self._content.offsets and waited >= min(FIRST_SECONDS, settings.snapshot_seconds):
             return True
-        return self._changes > 0 and (waited >= settings.snapshot_seconds or self._changes >= settings.snapshot_records)
+        # Writing the whole index after every so many records would cost the square of its size in a replay.
+        size = self._content.index.size if self._content.index is not None else 0
+        many = max(settings.snapshot_records, size // GROWTH)
+        return self._changes > 0 and (waited >= settings.snapshot_seconds or self._changes >= many)
 
     async def _try(self) -> None:
         try:
