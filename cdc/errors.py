@@ -3,6 +3,7 @@
     CdcError
     ├── ConfigError           a value in the configuration is wrong
     ├── ConnectError          a server cannot be reached or refuses us
+    │   └── LoginError        it refuses our name or password: waiting does not help
     ├── PreconditionError     a server is reachable but not set up for us (doctor's findings)
     ├── GapError              changes are lost between slot and progress; only a resync mends it
     ├── DecodeError           bytes from the plugin, a topic or a snapshot file do not parse
@@ -36,6 +37,10 @@ class ConfigError(CdcError):
 
 class ConnectError(CdcError):
     """A server is unreachable or refuses the credentials."""
+
+
+class LoginError(ConnectError):
+    """A server refuses the credentials. The process ends, where a server that is away is waited for."""
 
 
 class PreconditionError(CdcError):

@@ -18,7 +18,7 @@ import psycopg
 
 from cdc.assembler import Assembler, Assembly
 from cdc.config import Config
-from cdc.errors import CdcError, ConnectError, GapError
+from cdc.errors import CdcError, ConnectError, GapError, LoginError
 from cdc.kafka.chunk import Batches
 from cdc.kafka.progress import Progress, SnapshotState
 from cdc.log import get
@@ -86,6 +86,8 @@ class Reader:
             except SlotBusy as busy:
                 log.info("standing by", reason=busy.message)
                 await self._or_stop(asyncio.sleep(STANDBY_SECONDS))
+            except LoginError:
+                raise
             except ConnectError as error:
                 wait = BACKOFF[0] if time.monotonic() - begun > BACKOFF[1] else min(wait * 2, BACKOFF[1])
                 READER_RETRIES.labels(self._config.source_name, type(error).__name__).inc()

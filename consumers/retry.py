@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from cdc.errors import ConnectError, RecordError, StoreLost
+from cdc.errors import ConnectError, LoginError, RecordError, StoreLost
 
 FIRST_SECONDS = 0.1  # a restart of Redis takes about that long
 MOST_SECONDS = 10.0  # a server that comes back is used again within that time
@@ -32,6 +32,7 @@ class Policy(NamedTuple):
 
 
 POLICIES: tuple[tuple[type[Exception], Policy], ...] = (
+    (LoginError, Policy(Action.STOP, "login")),  # a ConnectError too, so it stands first
     (ConnectError, Policy(Action.WAIT, "connect")),
     (StoreLost, Policy(Action.REFILL, "lost")),
     (OffsetOutOfRangeError, Policy(Action.REFILL, "offsets")),

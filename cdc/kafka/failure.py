@@ -16,7 +16,7 @@ from aiokafka import errors as kafka_errors
 from aiokafka.conn import collect_hosts, create_conn
 
 from cdc.config import Kafka
-from cdc.errors import CdcError, ConnectError, FencedError, PreconditionError
+from cdc.errors import CdcError, ConnectError, FencedError, LoginError, PreconditionError
 
 CONNECT_SECONDS = 10.0  # to reach a broker, log in and get an answer; a healthy cluster takes below one
 
@@ -102,7 +102,7 @@ async def explain(kafka: Kafka) -> ConnectError:
 
 def _refusal(error: BaseException, kafka: Kafka, where: str) -> ConnectError:
     if find(error, _LOGIN):
-        return ConnectError(
+        return LoginError(
             f"{where} refuses the user name or password of {kafka.username}",
             hint="correct [kafka] username and password (CDC_KAFKA__PASSWORD_FILE)",
         )

@@ -6,7 +6,7 @@ import psycopg
 from psycopg import Connection
 
 from cdc.config import Postgres
-from cdc.errors import ConnectError
+from cdc.errors import ConnectError, LoginError
 
 # What the text form of values depends on, pinned so that both plugins and snapshots agree (docs/types.md).
 PINNED = (
@@ -14,6 +14,7 @@ PINNED = (
     "-c extra_float_digits=1 -c bytea_output=hex -c client_encoding=UTF8"
 )
 
+_LOGIN = ("password authentication failed", "no password supplied", "no pg_hba.conf entry")
 _HINTS = (
     ("password authentication failed", "check [postgres] user and password (or PASSWORD_FILE)"),
     ("no pg_hba.conf entry", "allow this host, user and database in pg_hba.conf and reload"),
@@ -38,4 +39,5 @@ def connect_error(error: psycopg.Error) -> ConnectError:
     """The sentence and remedy for what the server or libpq said."""
     text = " ".join(str(error).split()) or type(error).__name__
     hint = next((hint for sign, hint in _HINTS if sign in text.lower()), "check that PostgreSQL runs and is reachable")
-    return ConnectError(f"PostgreSQL: {text}", hint=hint)
+    refused = any(sign in text.lower() for sign in _LOGIN)
+    return (LoginError if refused else ConnectError)(f"PostgreSQL: {text}", hint=hint)

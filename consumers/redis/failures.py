@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from redis import exceptions
 
-from cdc.errors import CdcError, ConnectError, StoreError, StoreLost
+from cdc.errors import CdcError, ConnectError, LoginError, StoreError, StoreLost
 
 # First word of the server's error → what it means to us. Order of the server's documentation, "Redis error replies".
 _REPLIES: dict[str, tuple[Callable[..., CdcError], str]] = {
     "LOST": (StoreLost, "it is refilled by replaying the topics"),
-    "NOAUTH": (ConnectError, "set [redis] password, or CDC_REDIS__PASSWORD_FILE"),
-    "WRONGPASS": (ConnectError, "correct [redis] password and the user in the url"),
+    "NOAUTH": (LoginError, "set [redis] password, or CDC_REDIS__PASSWORD_FILE"),
+    "WRONGPASS": (LoginError, "correct [redis] password and the user in the url"),
     "NOPERM": (ConnectError, "give the Redis user +@all on our keys: ACL SETUSER <user> ~* +@all"),
     "LOADING": (ConnectError, "wait: the server is still reading its data from disk"),
     "READONLY": (ConnectError, "point [redis] url to the primary; this server is a replica"),

@@ -14,10 +14,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdc.config import Config, parse
 from cdc.embedded import Endpoints, Servers
-from cdc.errors import ConnectError, GapError, PreconditionError
+from cdc.errors import GapError, LoginError, PreconditionError
 from cdc.reader import Reader
 from cdc.resync import resync
-from cdc.source.connection import connect
 from tests.conftest import fresh_database
 from tests.pipeline import (
     MEMORIES,
@@ -140,14 +139,13 @@ async def test_no_table_is_refused(servers: Endpoints, dsn: str, tmp_path: Path)
         await Reader(config_of(servers, dsn, tmp_path)).run()
 
 
-async def test_a_wrong_password_is_one_sentence_and_waited_for(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
+async def test_a_wrong_password_ends_the_reader_with_one_sentence(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
     wrong = make_conninfo(**{**conninfo_to_dict(dsn), "password": "wrong"})
     config = parse(settings(servers, wrong, tmp_path))
-    with pytest.raises(ConnectError, match="password authentication failed") as caught:
-        connect(config.postgres)
+    with pytest.raises(LoginError, match="password authentication failed") as caught:
+        await Reader(config).run()
     assert "PASSWORD_FILE" in caught.value.hint
     assert "wrong" not in str(caught.value).replace("password", "")
-    await assert_waits(config)
 
 
 async def assert_waits(config: Config) -> None:
