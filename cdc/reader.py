@@ -19,6 +19,7 @@ import psycopg
 from cdc.assembler import Assembler, Assembly
 from cdc.config import Config
 from cdc.errors import CdcError, ConnectError, GapError, LoginError
+from cdc.failpoint import failpoint
 from cdc.kafka.chunk import Batches
 from cdc.kafka.progress import Progress, SnapshotState
 from cdc.log import get
@@ -221,7 +222,9 @@ class _Run:
         source = self._config.source_name
         if chunk.progress is not None:
             self._durable = self._reader.progress = chunk.progress
+            failpoint("reader.before-feedback")
             self._feedback()
+            failpoint("reader.after-feedback")
         for offer in chunk.offers:
             offer.answer(True)
         self._assembler.count(chunk)

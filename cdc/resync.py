@@ -11,6 +11,7 @@ import msgspec
 
 from cdc.config import Config
 from cdc.errors import PreconditionError
+from cdc.failpoint import failpoint
 from cdc.kafka.chunk import Chunk
 from cdc.kafka.progress import Progress, SnapshotState, read_progress
 from cdc.kafka.topics import ensure_topics
@@ -41,7 +42,9 @@ async def resync(config: Config) -> Progress:
         try:
             old = await read_progress(config)
             drop_slot(connection, config.postgres.slot)
+            failpoint("resync.slot-dropped")
             start = create_slot(connection, config.postgres)
+            failpoint("resync.slot-created")
             chunk = Chunk()
             epoch = old.epoch + 1 if old else 1
             first = first_progress(config, identify(config.postgres), start, epoch=epoch)
@@ -49,6 +52,7 @@ async def resync(config: Config) -> Progress:
             states = {f"{schema}.{name}": SnapshotState() for schema, name in tables}
             chunk.progress = msgspec.structs.replace(first, snapshots=states)
             await writer.write(chunk)
+            failpoint("resync.written")
         finally:
             await writer.close()
     return chunk.progress

@@ -19,6 +19,7 @@ from psycopg import Connection
 
 from cdc.config import Config
 from cdc.errors import PreconditionError
+from cdc.failpoint import failpoint
 from cdc.kafka.progress import Progress, SnapshotState, read_progress
 from cdc.kafka.topics import ensure_topics
 from cdc.kafka.writer import Writer
@@ -103,6 +104,7 @@ async def _fresh_slot(config: Config, connection: Connection, slot: Slot | None)
     """Creates the slot when nothing was ever read; refuses what would lose changes."""
     check_gap(slot, await read_progress(config), identify(config.postgres), config.postgres)
     create_slot(connection, config.postgres)
+    failpoint("reader.slot-created")
     return cast(Slot, read_slot(connection, config.postgres.slot))
 
 

@@ -29,6 +29,7 @@ from aiokafka import TopicPartition
 from cdc import log, metrics
 from cdc.config import Config
 from cdc.errors import ConnectError, StoreError
+from cdc.failpoint import failpoint
 from consumers.batches import Foreign, Marker, Message, work
 from consumers.dead_letters import DeadLetters
 from consumers.expectation import Difference, Expectation, Table, confirmed
@@ -112,6 +113,7 @@ class _Filling:
             await self._apply(TopicPartition(*partition), messages, reached)
             self._done += reached - at[partition]
             at[partition] = reached
+            failpoint("rebuild.replaying")
             self.report.records += len(messages)
             self.tell(phase)
 
@@ -173,7 +175,9 @@ async def rebuild(
         await shadow.close()
         await filling.close()
     filling.tell("swap")
+    failpoint("rebuild.before-swap")
     await store.swap()  # (5) swap
+    failpoint("rebuild.after-swap")
     filling.report.swapped = True
     metrics.STORE_REBUILDS.labels(shadow.name, "rebuild").inc()
     return filling.report

@@ -23,6 +23,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from cdc import log, metrics
 from cdc.config import Config
 from cdc.errors import ConnectError, StoreLost
+from cdc.failpoint import failpoint
 from consumers.batches import Foreign, Marker, Work, work
 from consumers.dead_letters import DeadLetters
 from consumers.freshness import Freshness
@@ -173,14 +174,18 @@ class Runtime:
 
     async def _process(self, polled: Polls) -> None:
         """Steps 2 to 5 of one poll."""
+        failpoint("consumer.polled")
         ends = {partition: await self.partitions.consumer.position(partition) for partition in polled}
         todo = work(self._topics, polled, ends, self._batch_records)  # (2) group
         for step in todo.steps:
             await self._perform(step)  # (3) apply
+            failpoint("consumer.applied")
         await self.partitions.advance()
         self._observe(todo)
         durable = await self._insist("flushing", self._store.flush)  # (4) durable
+        failpoint("consumer.flushed")
         await self._commit(durable)  # (5) commit
+        failpoint("consumer.committed")
 
     async def _take(self) -> None:
         """Partitions that are new here start where the store stands, or we stood."""

@@ -31,6 +31,7 @@ from aiokafka import errors as kafka_errors
 
 from cdc.config import Config
 from cdc.errors import CdcError, ConnectError, RecordError
+from cdc.failpoint import failpoint
 from cdc.kafka import failure
 from cdc.kafka.chunk import Batches, Chunk, Heartbeat
 from cdc.kafka.offsets import Ends, committed_ends
@@ -133,14 +134,18 @@ class Writer:
         if transactional:
             await self._producer.begin_transaction()
             last += await self._put(kafka.progress_topic, progress)
+        failpoint("writer.before-produce")
         ends = await self._send(batches)
+        failpoint("writer.after-produce")
         heartbeat = encode_heartbeat(chunk.heartbeat, ends) if chunk.heartbeat else None
         last += await self._put(kafka.heartbeat_topic, heartbeat)
         if not transactional:
             last += await self._put(kafka.progress_topic, progress)
         await _answers(last)
+        failpoint("writer.before-commit")
         if transactional:
             await self._producer.commit_transaction()
+        failpoint("writer.after-commit")
         self._ends = ends
         return Written(chunk.count, time.time_ns() // 1000, ends)
 

@@ -20,6 +20,7 @@ import psycopg
 from psycopg import Connection, pq, sql
 
 from cdc.config import Config
+from cdc.failpoint import failpoint
 from cdc.kafka.progress import SnapshotState
 from cdc.log import get
 from cdc.metrics import SNAPSHOT_ROWS, SNAPSHOT_RUNNING
@@ -270,10 +271,13 @@ class SnapshotJob:
         name = self.snapshot.name
         while True:
             chunk = await beside(reader.read, span, name)
+            failpoint("snapshot.chunk-read")
             written = self._offer(chunk, self.snapshot, span.number)
             await beside(reader.close_window, chunk)
+            failpoint("snapshot.chunk-offered")
             if not await written:
                 continue
+            failpoint("snapshot.chunk-written")
             SNAPSHOT_ROWS.labels(".".join(name)).inc(len(chunk.rows))
             self._on_progress(".".join(name), self.snapshot.state.rows, self.snapshot.total)
             if chunk.whole:

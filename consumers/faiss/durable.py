@@ -10,6 +10,8 @@ from typing import Any
 
 import faiss as faiss_with_stubs
 
+from cdc.failpoint import failpoint
+
 faiss: Any = faiss_with_stubs  # its type stubs lack the writer
 READ_BYTES = 1 << 20
 Seal = tuple[str, int]  # SHA-256 in hex, size in bytes
@@ -28,6 +30,7 @@ def replace_text(path: Path, text: str) -> None:
     """Writes a small file so that readers see the old or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     write_bytes(temporary, text.encode())
+    failpoint("faiss.pointer-written")
     temporary.rename(path)
     sync_folder(path.parent)
 

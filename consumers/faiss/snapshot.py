@@ -18,6 +18,7 @@ import faiss
 import msgspec
 
 from cdc.errors import DecodeError
+from cdc.failpoint import failpoint
 from consumers.faiss.content import Content
 from consumers.faiss.durable import Seal, seal_of, sync_folder, write_bytes, write_index
 from consumers.faiss.flat import FlatIndex, flat_from
@@ -106,6 +107,7 @@ def write(folder: Path, taken: Taken) -> None:
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    failpoint("faiss.snapshot-begun")
     try:
         manifest = taken.manifest
         manifest.files[LEDGER] = write_bytes(temporary / LEDGER, msgspec.msgpack.encode(taken.image))
@@ -113,7 +115,9 @@ def write(folder: Path, taken: Taken) -> None:
             manifest.files[INDEX] = write_index(temporary / INDEX, taken.index)
         write_bytes(temporary / MANIFEST, sealed(msgspec.json.encode(manifest)))
         sync_folder(temporary)
+        failpoint("faiss.snapshot-written")
         temporary.rename(folder)
+        failpoint("faiss.snapshot-renamed")
         sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -18,6 +18,7 @@ import msgspec
 from cdc.config import Config
 from cdc.envelope import MARKER_KEYS
 from cdc.errors import DecodeError, PreconditionError, RecordError, StoreError
+from cdc.failpoint import failpoint
 from consumers.redis.layout import Layout, learn
 from consumers.redis.reading import Reading, walk
 from consumers.redis.rows import RowEncoder
@@ -85,6 +86,7 @@ class RedisStore(Reading, Swapping):
                 sent, keys, rows = self._encode(table, records, applied)
                 if running is not None:
                     _add(applied, await running)
+                    failpoint("redis.between-calls")
                 offsets = batch.offsets if last else {}
                 call = self._call(table, sent, keys, rows, offsets)
                 running = asyncio.create_task(call)
