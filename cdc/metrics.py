@@ -6,6 +6,8 @@ Each process serves its own registry on `metrics.host` (loopback unless told oth
 
 from __future__ import annotations
 
+import time
+
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info, start_http_server
 
 from cdc import __version__
@@ -16,11 +18,20 @@ LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
 SIZE_BUCKETS = (1, 10, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 50_000)
 
 BUILD = Info("cdc_build", "Version of the running code")
+CLOCK = Gauge(
+    "cdc_clock_timestamp_seconds", "The process's clock; beside the time of the scrape it shows how wrong it is"
+)
+CLOCK.set_function(time.time)
 
 # reader
 SOURCE_HEARTBEAT = Gauge(
     "cdc_source_heartbeat_timestamp_seconds",
     "Commit time of the newest heartbeat the reader has seen",
+    ["source"],
+)
+SOURCE_CLOCK_OFFSET = Gauge(
+    "cdc_source_clock_offset_seconds",
+    "Clock of PostgreSQL minus clock of the reader, half a round trip exact",
     ["source"],
 )
 READER_PROGRESS = Gauge("cdc_reader_progress_lsn_bytes", "LSN up to which Kafka holds everything", ["source"])

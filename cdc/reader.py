@@ -151,7 +151,7 @@ class _Run:
         async with asyncio.TaskGroup() as group:
             for task in (self._pump(), self._ship(group), self._status(), self._snapshots()):
                 group.create_task(task)
-            group.create_task(beat(config.postgres))
+            group.create_task(beat(config))
             group.create_task(watch(config, session.tables))
 
     async def _pump(self) -> None:

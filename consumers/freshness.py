@@ -2,7 +2,8 @@
 
 A heartbeat is `{"ts_us", "position", "ends": {topic: [end offset a partition]}}` under the source's name. Once every
 partition of ours has been applied up to its end, everything that committed in PostgreSQL until `ts_us` is in the
-store. The values here never move backwards, and stand still when anything on the way stands still.
+store. The position here never moves backwards, and stands still when anything on the way stands still; the time is
+that of the newest position, so that a clock that was ahead and is set right hides no lag afterwards.
 """
 
 from __future__ import annotations
@@ -95,9 +96,10 @@ class Freshness:
         return complete
 
     def _move(self, heartbeat: Heartbeat) -> None:
-        at, position = heartbeat.ts_us / 1e6, heartbeat.position.encode()
-        self.at = at if self.at is None else max(self.at, at)
-        self.position = max(self.position, position)
+        position = heartbeat.position.encode()
+        if position < self.position:
+            return
+        self.at, self.position = heartbeat.ts_us / 1e6, position
         self._shown = True
         metrics.STORE_APPLIED.labels(self._store).set(self.at)
         metrics.STORE_WATERMARK.labels(self._store).set(decode_position(self.position).commit_lsn)

@@ -34,6 +34,7 @@ from consumers.replay import Replayer, Span
 from consumers.store import Partition
 from consumers.topics import TableTopics, table_partitions
 
+_NOW = "SELECT (pg_current_wal_lsn() - '0/0')::int8, extract(epoch FROM clock_timestamp())::float8"
 ANSWER_SECONDS = 3.0  # a healthy process answers in milliseconds
 T = TypeVar("T")
 Rows = dict[str, int]
@@ -41,9 +42,10 @@ Rows = dict[str, int]
 
 @dataclass
 class SourceState:
-    """PostgreSQL. `lsn` is its newest WAL position."""
+    """PostgreSQL. `lsn` is its newest WAL position, `time` its clock (Unix seconds), which commits are stamped with."""
 
     lsn: int
+    time: float
     slot: Slot | None
     rows: Rows
 
@@ -110,9 +112,10 @@ async def _part(config: Config, work: Awaitable[T]) -> Part[T]:
 def _source(config: Config, count: bool) -> SourceState:
     with connect(config.postgres, name="memory-cdc status") as connection:
         try:
-            row = connection.execute("SELECT (pg_current_wal_lsn() - '0/0')::int8").fetchone()
+            row = connection.execute(_NOW).fetchone()
+            assert row is not None
             slot = read_slot(connection, config.postgres.slot)
-            return SourceState(int(row[0]) if row else 0, slot, _rows(connection, config) if count else {})
+            return SourceState(int(row[0]), float(row[1]), slot, _rows(connection, config) if count else {})
         except psycopg.Error as error:
             raise connect_error(error) from error
 

@@ -121,10 +121,15 @@ def _store(seen: Observation, name: str) -> dict[str, Any]:
         "rows": state.rows,
         "watermark": None if state.watermark is None else format_lsn(state.watermark),
         "fresh_until": state.at,
-        "lag_seconds": None if state.at is None else max(0.0, round(seen.time - state.at, 3)),
+        "lag_seconds": None if state.at is None else max(0.0, round(_now(seen) - state.at, 3)),
         "lag_bytes": None if state.watermark is None else _behind(seen, state.watermark),
         "offset_lag": state.offset_lag,
     }
+
+
+def _now(seen: Observation) -> float:
+    """By the clock that commits are stamped with, where it can be asked."""
+    return seen.source.value.time if seen.source.value is not None else seen.time
 
 
 def _process(seen: Observation, name: str, words: dict[str, str]) -> dict[str, Any]:
