@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import secrets
 import signal
 import subprocess
@@ -142,17 +143,18 @@ async def reading(config: Config) -> AsyncIterator[ReaderTask]:
             running.task.result()
 
 
-class ReaderChild:
-    """`cdc reader` as a process of its own, to be killed and measured."""
+class CommandChild:
+    """`cdc ARGUMENTS` as a process of its own, to be killed, stopped and measured; `environment` is added to ours."""
 
-    def __init__(self, data: Mapping[str, Any], folder: Path) -> None:
+    def __init__(
+        self, data: Mapping[str, Any], folder: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         path = folder / f"{secrets.token_hex(4)}.toml"
         path.write_text(_toml(data))
         self.log = path.with_suffix(".log")
+        command = [sys.executable, "-m", "cdc.cli", "--config", str(path), *arguments]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "cdc.cli", "--config", str(path), "reader"], stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
 
     def kill(self) -> None:
         """SIGKILL."""

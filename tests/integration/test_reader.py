@@ -19,7 +19,7 @@ from cdc.source.heartbeat import HEARTBEAT
 from tests.conftest import fresh_database
 from tests.pipeline import (
     MEMORIES,
-    ReaderChild,
+    CommandChild,
     Record,
     assert_equal_everywhere,
     assert_in_order,
@@ -127,13 +127,13 @@ async def test_killed_as_a_process_and_bounded_in_memory(servers: Endpoints, dsn
     config = parse(data)
     with source(config) as connection:
         connection.execute(MEMORIES)
-        child = ReaderChild(data, tmp_path)
+        child = CommandChild(data, tmp_path, "reader")
         try:
             await until(lambda: progressed(config, child, lambda progress: True), "the first progress")
             connection.execute(put(1, 200_000, "repeat('c', 200)"))
             await until(lambda: progressed(config, child, lambda progress: not progress.complete), "a cut")
             child.kill()
-            child = ReaderChild(data, tmp_path)
+            child = CommandChild(data, tmp_path, "reader")
             end = await asyncio.to_thread(emit, config, HEARTBEAT)
             await until(lambda: progressed(config, child, lambda progress: progress.commit_lsn >= end), "the end")
             peak = child.peak_bytes()
@@ -147,7 +147,7 @@ async def test_killed_as_a_process_and_bounded_in_memory(servers: Endpoints, dsn
     assert peak < 400 * MIB, peak // MIB
 
 
-async def progressed(config: Config, child: ReaderChild, what: Callable[[Progress], bool]) -> bool:
+async def progressed(config: Config, child: CommandChild, what: Callable[[Progress], bool]) -> bool:
     assert child.process.poll() is None, child.log.read_text()[-2000:]
     progress = await read_progress(config)
     return progress is not None and what(progress)
