@@ -10,38 +10,31 @@ import fnmatch
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
 from cdc.errors import ConfigError
+from cdc.section import FILES, Certificates, Section
 
 PREFIX = "CDC_"
 MIB = 1 << 20
+DEAD_LETTER_EXTRA_BYTES = MIB  # reason and origin beside a record of the largest size
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")]  # what PostgreSQL allows in a slot name
 Port = Annotated[int, Field(ge=0, le=65535)]
 Mask = Literal["drop", "hash", "redact"]
-
-
-class Section(BaseModel):
-    """Frozen, and a misspelt key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+_DSN = "it is no connection string of libpq: host=… dbname=…, or postgresql://…, special characters of a value as %XX"
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+_REDIS_URL = "it is no address: write it like redis://host:6379/0, rediss:// for TLS, special characters as %XX"
 
 
 class Postgres(Section):
-    """The source. `dsn` is libpq's; the password may come from `password` (or PASSWORD_FILE) instead."""
+    """The source. `dsn` is libpq's, sslmode and sslrootcert included; the password may come from `password` (or
+    PASSWORD_FILE) instead."""
 
-    dsn: str
+    dsn: str = Field(repr=False)  # may hold a password
     password: SecretStr | None = None
     slot: Name = "memory_cdc"
     publication: Name = "memory_cdc"
@@ -54,6 +47,18 @@ class Postgres(Section):
     heartbeat_seconds: float = Field(2.0, gt=0)
     status_seconds: float = Field(5.0, gt=0, le=10)  # half of 10 s, well below wal_sender_timeout (60 s)
     connect_timeout_seconds: int = Field(10, ge=1)
+
+    @field_validator("dsn")
+    @classmethod
+    def _connection_string(cls, dsn: str) -> str:
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict
+
+        try:
+            conninfo_to_dict(dsn)
+        except ProgrammingError:
+            raise ValueError(_DSN) from None  # libpq's own words may hold the password
+        return dsn
 
     def selects(self, schema: str, table: str) -> bool:
         """True when `tables` names it."""
@@ -72,7 +77,7 @@ class Table(Section):
 
     columns: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-    mask: dict[str, Mask] = {}
+    mask: dict[str, Mask] = Field({})
     vector: str | None = None  # a real[], float8[] or pgvector column: travels as f32:/f64:<base64>
     text: str | None = None  # what an embedder reads when there is no vector column
     version_column: str | None = None  # jsonb {origin: counter}; else {source name: commit LSN}
@@ -89,7 +94,7 @@ class Table(Section):
         return matches and not any(fnmatch.fnmatchcase(column, pattern) for pattern in self.exclude)
 
 
-class Kafka(Section):
+class Kafka(Certificates):
     """Topics are `<prefix>.<schema>.<table>`; ours beside them `<prefix>.cdc.*`."""
 
     bootstrap: str
@@ -107,14 +112,13 @@ class Kafka(Section):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     username: str | None = None
     password: SecretStr | None = None
-    ca_file: Path | None = None
 
     @model_validator(mode="after")
-    def _complete_login(self) -> Kafka:
+    def _complete_login(self) -> Self:
         if self.security_protocol.startswith("SASL") and not (self.sasl_mechanism and self.username and self.password):
             raise ValueError(f"{self.security_protocol} needs sasl_mechanism, username and password")
-        if self.ca_file and not self.ca_file.is_file():
-            raise ValueError(f"there is no ca_file {self.ca_file}")
+        if (self.ca_file or self.cert_file) and not self.security_protocol.endswith("SSL"):
+            raise ValueError(f"ca_file and cert_file need TLS, and security_protocol is {self.security_protocol}")
         return self
 
     @property
@@ -131,20 +135,23 @@ class Kafka(Section):
         """One a store."""
         return f"{self.prefix}.cdc.dead-letters.{store}"
 
+    @property
+    def dead_letter_bytes(self) -> int:
+        """What a dead-letter topic has to take."""
+        return self.max_record_bytes + DEAD_LETTER_EXTRA_BYTES
+
     def table_topic(self, schema: str, table: str) -> str:
         """Where a table's changes go."""
         return f"{self.prefix}.{schema}.{table}"
 
     def client_options(self) -> dict[str, Any]:
-        """Keyword arguments every aiokafka client of ours takes."""
-        from ssl import create_default_context
-
+        """Keyword arguments every aiokafka client of ours takes. Raises ConfigError for a file that is no PEM."""
         options: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap,
             "security_protocol": self.security_protocol,
         }
         if self.security_protocol in ("SSL", "SASL_SSL"):
-            options["ssl_context"] = create_default_context(cafile=self.ca_file)
+            options["ssl_context"] = self.tls("kafka")
         if self.sasl_mechanism:
             secret = self.password.get_secret_value() if self.password else None
             options |= {
@@ -155,10 +162,10 @@ class Kafka(Section):
         return options
 
 
-class Redis(Section):
-    """Working memory. `namespace` prefixes our own keys (sentinel, tombstones)."""
+class Redis(Certificates):
+    """Working memory. `namespace` prefixes our own keys (sentinel, tombstones); a `rediss://` url means TLS."""
 
-    url: str = "redis://127.0.0.1:6379/0"
+    url: str = Field("redis://127.0.0.1:6379/0", repr=False)  # may hold a password
     password: SecretStr | None = None
     namespace: str = Field("cdc:", min_length=1)
     batch: int = Field(500, ge=1)
@@ -166,6 +173,37 @@ class Redis(Section):
     recency_limit: int = Field(1000, ge=1)  # newest ids kept a user
     vectors: Literal["bytes", "omit"] = "bytes"  # raw little-endian float32, what RediSearch reads
     check_seconds: float = Field(5.0, gt=0)
+
+    @model_validator(mode="after")
+    def _address(self) -> Self:
+        try:
+            parts = urlsplit(self.url)
+            known = parts.scheme in _REDIS_SCHEMES and (parts.port or 1) > 0
+        except ValueError:
+            known = False  # urllib's own words may hold a piece of the password
+        if not known:
+            raise ValueError(_REDIS_URL)
+        if (self.ca_file or self.cert_file) and parts.scheme != "rediss":
+            raise ValueError("ca_file and cert_file need TLS: a url that begins with rediss://")
+        return self
+
+    @property
+    def where(self) -> str:
+        """host:port/database, or the socket's path, without name and password."""
+        parts = urlsplit(self.url)
+        if parts.scheme == "unix":
+            return parts.path
+        return f"{parts.hostname or 'localhost'}:{parts.port or 6379}/{parts.path.strip('/') or '0'}"
+
+    def client_options(self) -> dict[str, Any]:
+        """Keyword arguments for `from_url` of redis-py's pools and clients, besides the url."""
+        options: dict[str, Any] = {"password": self.password.get_secret_value() if self.password else None}
+        if self.url.startswith("rediss:"):
+            self.tls("redis")  # the client reads the files only when it connects, and says less
+            files = {"ssl_ca_certs": self.ca_file, "ssl_certfile": self.cert_file, "ssl_keyfile": self.key_file}
+            options |= {name: str(path) for name, path in files.items() if path is not None}
+            options |= {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+        return options
 
 
 class Faiss(Section):
@@ -229,7 +267,7 @@ class Config(Section):
     mask_secret: SecretStr | None = None  # HMAC key of the `hash` mask
     postgres: Postgres
     kafka: Kafka
-    tables: dict[str, Table] = {}
+    tables: dict[str, Table] = Field({})
     redis: Redis = Redis()
     faiss: Faiss = Faiss()
     embedder: Embedder = Embedder()
@@ -284,29 +322,37 @@ def parse(data: dict[str, Any], origin: str = "config") -> Config:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=True)[0]
         field = ".".join(str(part) for part in first["loc"]) or "config"
-        shown = "" if isinstance(first["input"], dict) or _secret(field) else f" = {first['input']!r}"
+        shown = "" if _secret(field, first["type"]) or isinstance(first["input"], dict) else f" = {first['input']!r}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ConfigError(f"{origin}: {field}{shown}: {first['msg']}{more}", hint=f"correct {field}") from error
+        raise ConfigError(f"{origin}: {field}{shown}: {first['msg'].removeprefix('Value error, ')}{more}", hint=f"correct {field}") from error
 
 
-def _secret(field: str) -> bool:
-    return any(word in field for word in ("password", "secret", "dsn", "url"))
+def _secret(field: str, kind: str) -> bool:
+    """Whether the value is not to be shown: it is one, or nobody knows what it is (a misspelt key, a whole section)."""
+    unknown = kind == "extra_forbidden" or field in _SECTIONS
+    return unknown or any(word in field for word in ("password", "secret", "dsn", "url"))
+
+
+_SECTIONS = frozenset(name for name, field in Config.model_fields.items() if field.annotation not in (str, str | None))
 
 
 def _override(data: dict[str, Any], name: str, value: str) -> None:
     """Puts one variable into the tree: CDC_A__B=x → data[a][b]; *_FILE reads the value from a file."""
     *parents, leaf = name.removeprefix(PREFIX).lower().split("__")
-    if leaf.endswith("_file") and leaf != "ca_file":
+    if leaf.endswith("_file") and leaf not in FILES:  # those are paths themselves
         leaf = leaf.removesuffix("_file")
         try:
             value = Path(value).read_text().strip()
-        except OSError as error:
-            raise ConfigError(f"{name}: {error}", hint="name a file that this user may read") from error
+        except (OSError, UnicodeDecodeError) as error:  # its words name the file, or the secret put in its place
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ConfigError(f"{name}: {reason}", hint="name a file that this user may read") from None
     if not parents and leaf not in Config.model_fields:
         return  # a variable of another program
     node = data
     for part in parents:
         node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{name}: {part} is set to a value already", hint=f"unset it, {part} is a section")
     node[leaf] = _parse(value)
 
 

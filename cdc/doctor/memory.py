@@ -23,17 +23,16 @@ FULL_SHARE = 0.8  # of maxmemory: a rebuild needs a second copy beside the first
 def check(config: Config) -> Iterator[Finding]:
     """Raises nothing: a server that is away is a finding."""
     settings = config.redis
-    password = settings.password.get_secret_value() if settings.password else None
     try:
         client: Any = redis.Redis.from_url(
             settings.url,
-            password=password,
+            **settings.client_options(),
             socket_connect_timeout=ANSWER_SECONDS,
             socket_timeout=ANSWER_SECONDS,
             retry=Retry(NoBackoff(), 0),
         )
-    except ValueError as failed:
-        yield error(AREA, f"[redis] url is no address: {failed}", "write it like redis://host:6379/0")
+    except ValueError:  # its words may hold a piece of the url's password
+        yield error(AREA, "[redis] url is no address", "write it like redis://host:6379/0")
         return
     with closing(client):
         try:
@@ -43,7 +42,7 @@ def check(config: Config) -> Iterator[Finding]:
 
 
 def _refused(failed: Exception, settings: Settings) -> Finding:
-    where = settings.url.rpartition("@")[2].removeprefix("redis://")
+    where = settings.where
     text = str(failed).rstrip(".")
     if isinstance(failed, redis.exceptions.AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
         return error(AREA, f"Redis at {where} refuses the password", "correct [redis] url or password (PASSWORD_FILE)")

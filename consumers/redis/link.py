@@ -33,20 +33,19 @@ class Link:
     """Lazy: nothing is sent before the first command. `database` None takes the url's."""
 
     def __init__(self, settings: Settings, database: int | None = None) -> None:
-        password = settings.password.get_secret_value() if settings.password else None
         try:
             pool: ConnectionPool = ConnectionPool.from_url(
                 settings.url,
-                password=password,
+                **settings.client_options(),
                 protocol=2,
                 socket_connect_timeout=CONNECT_SECONDS,
                 socket_timeout=None,  # _guarded instead: the client's own costs a task a call
                 retry=Retry(NoBackoff(), RETRIES),
             )
-        except ValueError as error:
+        except ValueError:  # its words may hold a piece of the url's password
             raise ConfigError(
-                f"[redis] url is no address: {error}", hint="write it like redis://host:6379/0, or rediss:// for TLS"
-            ) from error
+                "[redis] url is no address", hint="write it like redis://host:6379/0, or rediss:// for TLS"
+            ) from None
         options = pool.connection_kwargs
         if database is not None:
             options["db"] = database
