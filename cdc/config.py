@@ -324,7 +324,9 @@ def parse(data: dict[str, Any], origin: str = "config") -> Config:
         field = ".".join(str(part) for part in first["loc"]) or "config"
         shown = "" if _secret(field, first["type"]) or isinstance(first["input"], dict) else f" = {first['input']!r}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ConfigError(f"{origin}: {field}{shown}: {first['msg'].removeprefix('Value error, ')}{more}", hint=f"correct {field}") from error
+        raise ConfigError(
+            f"{origin}: {field}{shown}: {first['msg'].removeprefix('Value error, ')}{more}", hint=f"correct {field}"
+        ) from error
 
 
 def _secret(field: str, kind: str) -> bool:

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
+    KafkaConnectionError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
@@ -25,6 +26,8 @@ from aiokafka.errors import (
 
 from cdc import log
 from cdc.config import Config
+from cdc.errors import LoginError
+from cdc.refusal import explain
 from consumers.batches import Message
 from consumers.connection import disconnect
 from consumers.store import Offsets, Partition
@@ -71,7 +74,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         self.reached: dict[Partition, int] = {}
 
     async def start(self) -> None:
-        """Connects and joins. Raises KafkaError; call again after that."""
+        """Connects and joins. Raises KafkaError; call again after that. LoginError: that would not help."""
         consumer = AIOKafkaConsumer(
             **self._config.kafka.client_options(),
             group_id=self._group,
@@ -87,12 +90,20 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         )
         try:
             await consumer.start()
-        except BaseException:
+        except BaseException as error:
             await disconnect(consumer)
+            if isinstance(error, KafkaConnectionError):
+                await self._refuse_login(error)
             raise
         self._consumer = consumer
         if not self._exclusive:
             consumer.subscribe(pattern=self._topics.pattern, listener=self)
+
+    async def _refuse_login(self, error: KafkaConnectionError) -> None:
+        """A broker that is away is waited for, one that refuses us is not."""
+        reason = await explain(self._config.kafka)
+        if isinstance(reason, LoginError):
+            raise reason from error
 
     async def stop(self) -> None:
         """Leaves the group."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
@@ -24,14 +24,18 @@ from cdc import log, metrics
 from cdc.config import Config
 from cdc.errors import ConnectError, StoreLost
 from cdc.failpoint import failpoint
+from cdc.refusal import denied
 from consumers.batches import Foreign, Marker, Work, work
 from consumers.dead_letters import DeadLetters
 from consumers.freshness import Freshness
 from consumers.gauges import Gauges
 from consumers.isolation import apply_isolating
+from consumers.letters import DeadLetter, Outcome
+from consumers.parked import Parked
 from consumers.partitions import Partitions, Polls
+from consumers.redrive import Found, Redrive
 from consumers.retry import Action, Policy, delays, policy_for
-from consumers.store import Applied, Batch, Inspectable, Offsets, Rejected, Store
+from consumers.store import Applied, Batch, Inspectable, Offsets, Partition, Rejected, Store
 from consumers.topics import ALL_TABLES, TableTopics
 
 LOG = log.get(__name__)
@@ -75,6 +79,7 @@ class Runtime:
         self._applying = False
         self._opened: Offsets | None = None
         self._committed: Offsets = {}
+        self._owed: dict[Partition, int] = {}  # where we stood when the store lost its data: until then it is not up
         self._next_commit = self._next_check = 0.0  # loop time
         self._again: Iterator[float] | None = None  # delays, while refills follow each other
         self._counting: asyncio.Future[None] = asyncio.Future()
@@ -85,6 +90,10 @@ class Runtime:
         self.partitions = Partitions(
             config, self._topics, group=self._group, exclusive=exclusive, release=self._release
         )
+        held = counts or cast(Inspectable, store)
+        owns = self.partitions.reached.__contains__
+        self.parked = Parked(config, self._topics, self._dead_letters, (store.name, held), owns)
+        self._redrive = Redrive(config, self.parked, self.partitions.reached)
 
     def stop(self) -> None:
         """Ends `run` after the running batch. May be called from a signal handler."""
@@ -108,22 +117,24 @@ class Runtime:
     async def run(self) -> None:
         """Until `stop`. Raises CdcError when only a person can help; the store and the group are left in order."""
         stopping = asyncio.ensure_future(self._stop.wait())
-        listening = asyncio.ensure_future(self.freshness.listen())
+        beside = (self.freshness.listen(), self.parked.listen(), self._redrive.prepare())
+        listening = [asyncio.ensure_future(work) for work in beside]
         try:
             await self._start()
             while not self._stop.is_set():
                 await self._guarded(stopping)
-                if listening.done():
-                    await listening
+                for task in listening:
+                    if task.done():
+                        await task
             await self._release()
         except Interrupted:
             LOG.info("stopping while a server is away; the next start goes on from there", store=self._store.name)
         except KafkaError as error:
-            raise ConnectError(
+            raise denied(error, self._config.kafka, "consuming") or ConnectError(
                 f"Kafka at {self._config.kafka.bootstrap} refuses: {error!r}", hint="`cdc doctor` says what is missing"
             ) from error
         finally:
-            await self._close(stopping, listening, self._counting)
+            await self._close(stopping, *listening, self._counting)
 
     async def _close(self, *tasks: asyncio.Future[Any]) -> None:
         for task in tasks:
@@ -142,7 +153,7 @@ class Runtime:
     async def _open(self) -> Offsets:
         offsets = await self._insist("opening the store", self._store.open)
         self._opened = offsets
-        self.gauges.up(True)
+        self.gauges.up(not self._owed)
         return offsets
 
     async def _guarded(self, stopping: asyncio.Task[Any]) -> None:
@@ -168,6 +179,7 @@ class Runtime:
                 self._applying = True
                 try:
                     await self._process(polled)
+                    await self._answer()
                 finally:
                     self._applying = False
         await self._look_after()
@@ -181,6 +193,7 @@ class Runtime:
             await self._perform(step)  # (3) apply
             failpoint("consumer.applied")
         await self.partitions.advance()
+        self._settle()
         self._observe(todo)
         durable = await self._insist("flushing", self._store.flush)  # (4) durable
         failpoint("consumer.flushed")
@@ -208,6 +221,7 @@ class Runtime:
         elif isinstance(step, Marker):
             removed = await self._insist("removing rows", lambda: self._store.truncate(step.batch, step.below))
             self.gauges.truncated(step.batch, removed)
+            await self.parked.truncated(step.batch, step.below, self._insist)
         else:
             await self._reject(step.topic, step.rejected)
 
@@ -215,6 +229,7 @@ class Runtime:
         applied = await apply_isolating(self._insistently, batch)
         if applied.rejected:
             await self._reject(batch.topic, applied.rejected)
+        await self.parked.passed(batch, applied.rejected, self._insist)
         self.gauges.applied(batch, applied)
 
     async def _insistently(self, batch: Batch) -> Applied:
@@ -223,11 +238,42 @@ class Runtime:
     async def _reject(self, topic: str, rejected: Sequence[Rejected]) -> None:
         await self._insist("writing dead letters", lambda: self._dead_letters.add(topic, rejected))
 
+    async def _answer(self) -> None:
+        """Steps 2 to 4 of a redrive, see there. What fails stays `ready`, and is done in a later round."""
+        ready = self._redrive.ready
+        if not ready:
+            return
+        open_still = {letter: found for letter, found in ready.items() if self.parked.open.get(letter.id) == letter}
+        outcomes = {letter: await self._redriven(letter, found) for letter, found in open_still.items()}
+        await self._insist("flushing", lambda: self._store.flush(force=True))
+        settled = {letter: outcome for letter, outcome in outcomes.items() if outcome is not None}
+        await self._insist("closing dead letters", lambda: self.parked.settle(settled))
+        ready.clear()
+
+    async def _redriven(self, letter: DeadLetter, found: Found) -> Outcome | None:
+        """None when the store refuses it again: the letter that is written then is the answer."""
+        if found.newer or found.record is None:
+            return "superseded"
+        batch = Batch(*self._topics.split(letter.topic), letter.topic, [found.record], {})
+        applied = await apply_isolating(self._insistently, batch)
+        if applied.rejected:
+            await self._reject(batch.topic, applied.rejected)
+            return None
+        return "superseded" if applied.stale else "redriven"
+
     def _observe(self, done: Work) -> None:
         self.freshness.applied(done.newest)
         complete = self.freshness.reached(self.partitions.reached, self._topics.__contains__, self.partitions.known)
         if not complete:
             self.partitions.discover_soon()
+
+    def _settle(self) -> None:
+        """A store that lost its data is up again once it holds what it held, as far as the partitions are ours."""
+        reached = self.partitions.reached
+        if self._owed and reached and all(at >= self._owed.get(place, 0) for place, at in reached.items()):
+            self._owed = {}
+            self.gauges.up(True)
+            LOG.info("the store is refilled", store=self._store.name)
 
     async def _commit(self, durable: Offsets) -> None:
         clock = asyncio.get_running_loop().time()
@@ -258,13 +304,16 @@ class Runtime:
             self._again = delays()
         if isinstance(error, OffsetOutOfRangeError):
             lost = await self._insist("finding offsets", lambda: self.partitions.restart(error))
+            self._owed = {}  # offsets of a log that is no more
             LOG.error(
                 "topics no longer have the offsets the store had reached; they are replayed from their beginning",
                 store=self._store.name, partitions=lost, hint="run `cdc verify`: were topics deleted or made anew?",
             )  # fmt: skip
         else:
             LOG.error("the store lost its data and is refilled by replay", store=self._store.name, reason=str(error))
+            self._owed = {**self._owed, **{p: max(at, self._owed.get(p, 0)) for p, at in self.partitions.reached.items()}}
             self.gauges.up(False)
+            self.freshness.forget()
             self._opened = None
             self.partitions.forget()
 
@@ -275,7 +324,7 @@ class Runtime:
             return
         self._next_check = clock + self._check_seconds
         await self._insist("checking the store", self._store.check)
-        self.gauges.up(True)
+        self.gauges.up(not self._owed)
         self.gauges.lag(self.partitions.lag())
         tables = sorted({self._topics.split(topic) for topic, _partition in self.partitions.reached})
         if self._counting.done():
