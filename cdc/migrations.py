@@ -8,7 +8,7 @@ from importlib.resources import files
 import psycopg
 
 from cdc.errors import PreconditionError
-from cdc.source.connection import connect_error
+from cdc.source.connection import connect_error, said
 
 
 def migrations() -> Iterator[tuple[str, str]]:
@@ -32,7 +32,7 @@ def migrate(conninfo: str) -> list[str]:
                     if connection.broken:
                         raise
                     raise PreconditionError(
-                        f"sql/{name} cannot be applied: {' '.join(str(error).split())}",
+                        f"sql/{name} cannot be applied: {said(error)}",
                         hint="run it as a role that may do so",
                     ) from error
                 done.append(name)

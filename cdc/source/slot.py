@@ -17,6 +17,7 @@ from cdc.config import Postgres
 from cdc.errors import GapError, PreconditionError
 from cdc.kafka.progress import Progress
 from cdc.position import format_lsn
+from cdc.source.connection import said
 
 Name = tuple[str, str]  # schema, table
 
@@ -62,7 +63,7 @@ def create_slot(connection: Connection, config: Postgres, *, temporary: bool = F
             (config.slot, config.plugin, temporary),
         ).fetchone()
     except psycopg.Error as error:
-        text = " ".join(str(error).split())
+        text = said(error)
         raise PreconditionError(f"the slot {config.slot} cannot be created: {text}", hint=_slot_hint(text)) from error
     assert row is not None
     return int(row[0])
@@ -99,7 +100,7 @@ def ensure_publication(connection: Connection, config: Postgres, tables: Sequenc
             connection.execute(sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(name, sql.Identifier(*table)))
     except psycopg.Error as error:
         raise PreconditionError(
-            f"publication {config.publication}: {' '.join(str(error).split())}",
+            f"publication {config.publication}: {said(error)}",
             hint="create it as the tables' owner, WITH (publish_via_partition_root = false)",
         ) from error
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection, pq, sql
+from psycopg.errors import error_from_result
 
 from cdc.config import Config
 from cdc.failpoint import failpoint
@@ -161,7 +162,7 @@ class ChunkReader:
         while size < CHUNK_BYTES:
             result = self._connection.pgconn.exec_(b"FETCH %d FROM chunk" % FETCH_ROWS)
             if result.status != pq.ExecStatus.TUPLES_OK:
-                raise psycopg.OperationalError(result.error_message.decode(errors="replace"))
+                raise error_from_result(result)
             if result.ntuples:
                 size += self._decode(result, rows)
                 last = self._last(result)

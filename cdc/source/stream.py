@@ -17,7 +17,7 @@ from psycopg import pq, sql
 
 from cdc.config import Postgres
 from cdc.errors import CdcError, ConnectError, PreconditionError
-from cdc.source.connection import connect, connect_error
+from cdc.source.connection import connect, connect_error, said_in
 
 PG_EPOCH_US = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970-01-01
 _STATUS = struct.Struct("!cQQQQ?")  # 'r', written, flushed, applied, clock, reply wanted
@@ -104,7 +104,7 @@ class Stream:
         """`count` as get_copy_data gave it: 0 nothing yet, -1 the COPY ended."""
         if count == -1:
             result = self._pg.get_result()
-            text = (result.error_message if result else b"").decode(errors="replace").strip()
+            text = said_in(result) if result is not None and result.error_message else ""
             raise ConnectError(
                 f"the replication stream ended: {text or 'server closed it'}", hint="it is started again"
             )
@@ -116,7 +116,7 @@ def identify(config: Postgres) -> tuple[str, int]:
         result = connection.pgconn.exec_(b"IDENTIFY_SYSTEM")
         if result.status != pq.ExecStatus.TUPLES_OK:
             raise ConnectError(
-                f"IDENTIFY_SYSTEM failed: {_text(result)}", hint="give the role the REPLICATION attribute"
+                f"IDENTIFY_SYSTEM failed: {said_in(result)}", hint="give the role the REPLICATION attribute"
             )
         return (result.get_value(0, 0) or b"").decode(), int(result.get_value(0, 1) or 0)
 
@@ -131,7 +131,7 @@ def _begin(connection: psycopg.Connection, slot: str, options: Mapping[str, str]
     try:
         result = pg.exec_(command.as_bytes(connection))
         if result.status != pq.ExecStatus.COPY_BOTH:
-            raise _refused(_text(result), slot)
+            raise _refused(said_in(result), slot)
         pg.nonblocking = 1
     except psycopg.Error as error:
         raise connect_error(error) from error
@@ -149,7 +149,3 @@ def _refused(text: str, slot: str) -> CdcError:
     if "invalidat" in text or "can no longer get changes" in text:
         return PreconditionError(f"slot {slot} is lost: {text}", hint="run `cdc resync`")
     return PreconditionError(f"START_REPLICATION was refused: {text}", hint="run `cdc doctor`")
-
-
-def _text(result: pq.abc.PGresult) -> str:
-    return " ".join(result.error_message.decode(errors="replace").split())
