@@ -76,6 +76,10 @@ class Freshness:
         if len(self._pending) > PENDING:
             del self._pending[1:-1:2]
 
+    def forget(self) -> None:
+        """The store lost its data: it is fresh up to nothing until the next heartbeat is reached. The metric ages."""
+        self.at, self.position, self.newest = None, b"", b""
+
     def applied(self, position: bytes) -> None:
         """A record was applied; the newest one is kept."""
         self.newest = max(self.newest, position)

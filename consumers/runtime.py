@@ -311,7 +311,8 @@ class Runtime:
             )  # fmt: skip
         else:
             LOG.error("the store lost its data and is refilled by replay", store=self._store.name, reason=str(error))
-            self._owed = {**self._owed, **{p: max(at, self._owed.get(p, 0)) for p, at in self.partitions.reached.items()}}
+            for place, at in self.partitions.reached.items():
+                self._owed[place] = max(at, self._owed.get(place, 0))
             self.gauges.up(False)
             self.freshness.forget()
             self._opened = None
