@@ -13,6 +13,7 @@ import socket
 import struct
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cdc.embedded.folder import HOST, Folder
@@ -30,6 +31,15 @@ METADATA = struct.pack(
 )  # api key, version, correlation, no client id, no topics (Kafka protocol guide)
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """A second listener, for clients that come by another way, say through a proxy: it listens on `port`, and tells
+    them to go on at `advertised` (host:port). The broker's own traffic does not go there."""
+
+    port: int
+    advertised: str
+
+
 class Kafka(Server):
     """`settings` are those of server.properties."""
 
@@ -38,12 +48,19 @@ class Kafka(Server):
     stop_signals = ((signal.SIGTERM, 60.0),)  # it closes its logs, and at its first end writes the class archive
 
     def __init__(
-        self, folder: Folder, settings: Mapping[str, str], program: KafkaProgram, port: int, controller_port: int
+        self,
+        folder: Folder,
+        settings: Mapping[str, str],
+        program: KafkaProgram,
+        port: int,
+        controller_port: int,
+        outside: Outside | None = None,
     ) -> None:
         super().__init__(folder, settings)
         self.program = program
         self.port = port
         self.controller_port = controller_port
+        self.outside = outside
         self.data = folder.path / "kafka"
         self._draft: Path | None = None
 
@@ -117,14 +134,26 @@ class Kafka(Server):
             ":".join(map(str, self.program.jars)),  # in a fixed order, which the archive is bound to
         ]
 
+    def _listeners(self) -> dict[str, str]:
+        """Inside, where the broker finds itself, and perhaps outside."""
+        own = f"BROKER://{self.bootstrap}"
+        listens, tells, names = f"{own},CONTROLLER://{HOST}:{self.controller_port}", own, "BROKER CONTROLLER"
+        if self.outside is not None:
+            listens += f",OUTSIDE://{HOST}:{self.outside.port}"
+            tells += f",OUTSIDE://{self.outside.advertised}"
+            names += " OUTSIDE"
+        return {
+            "listeners": listens,
+            "advertised.listeners": tells,
+            "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in names.split()),
+        }
+
     def _properties(self) -> dict[str, str]:
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@{HOST}:{self.controller_port}",
-            "listeners": f"BROKER://{self.bootstrap},CONTROLLER://{HOST}:{self.controller_port}",
-            "advertised.listeners": f"BROKER://{self.bootstrap}",
-            "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            **self._listeners(),
             "inter.broker.listener.name": "BROKER",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": str(self.data / "log"),

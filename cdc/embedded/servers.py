@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Literal
 
 from cdc.embedded import postgres, programs
-from cdc.embedded.folder import Folder
+from cdc.embedded.folder import HOST, Folder
 from cdc.embedded.identity import Identity
-from cdc.embedded.kafka import Kafka
+from cdc.embedded.kafka import Kafka, Outside
 from cdc.embedded.postgres import Postgres
 from cdc.embedded.programs import Provider
 from cdc.embedded.redis import Redis
@@ -36,6 +36,7 @@ class Endpoints:
     redis_url: str
     provider: Mapping[str, str]  # server → which program serves, for a person
     plugin: Literal["wal2json", "pgoutput"]  # what PostgreSQL can decode with
+    kafka_outside: str = ""  # host:port of the listener that tells clients to go on at `kafka_advertised`
 
 
 def _silent(_: str) -> None:
@@ -45,6 +46,7 @@ def _silent(_: str) -> None:
 class Servers:
     """Use as a context manager, or call `start` and `stop`; `servers["kafka"]` is a single one of them.
 
+    With `kafka_advertised` (host:port, say of a proxy) Kafka gets a second listener for clients that come that way.
     `data` is made when it is missing. `settings` are extra settings a server: `{"redis": {"maxmemory": "1gb"}}`.
     `report` takes sentences for a person.
     """
@@ -57,6 +59,7 @@ class Servers:
         provider: Provider = "auto",
         report: Callable[[str], None] = _silent,
         settings: Mapping[str, Mapping[str, str]] | None = None,
+        kafka_advertised: str = "",
     ) -> None:
         unknown = set(only) | set(settings or {})
         if unknown - set(NAMES) or not only:
@@ -66,6 +69,7 @@ class Servers:
         self._provider: Provider = provider
         self._report = report
         self._settings = settings or {}
+        self._kafka_advertised = kafka_advertised
         self._servers: dict[str, Server] = {}
 
     def __enter__(self) -> Endpoints:
@@ -125,7 +129,8 @@ class Servers:
             pool.shutdown()
 
     def _build(self) -> dict[str, Server]:
-        wanted = [name for name in self._only for name in ((name, "controller") if name == "kafka" else (name,))]
+        also = ("controller", "outside") if self._kafka_advertised else ("controller",)
+        wanted = [port for name in self._only for port in ((name, *also) if name == "kafka" else (name,))]
         ports = self.folder.ports(tuple(wanted))
         extra = {name: self._settings.get(name, {}) for name in NAMES}
         servers: dict[str, Server] = {}
@@ -134,13 +139,14 @@ class Servers:
             servers["postgres"] = Postgres(self.folder, extra["postgres"], program, ports["postgres"], self._report)
         if "kafka" in self._only:
             jvm = programs.kafka(self._provider, self._report)
-            servers["kafka"] = Kafka(self.folder, extra["kafka"], jvm, ports["kafka"], ports["controller"])
+            outside = Outside(ports["outside"], self._kafka_advertised) if self._kafka_advertised else None
+            servers["kafka"] = Kafka(self.folder, extra["kafka"], jvm, ports["kafka"], ports["controller"], outside)
         if "redis" in self._only:
             servers["redis"] = Redis(self.folder, extra["redis"], programs.redis(self._provider), ports["redis"])
         return servers
 
     def _endpoints(self) -> Endpoints:
-        dsn = bootstrap = url = ""
+        dsn = bootstrap = url = outside = ""
         plugin: Literal["wal2json", "pgoutput"] = "pgoutput"
         provider = {}
         for name, server in self._servers.items():
@@ -148,10 +154,11 @@ class Servers:
                 dsn, plugin = server.dsn, "wal2json" if server.program.wal2json else "pgoutput"
             elif isinstance(server, Kafka):
                 bootstrap = server.bootstrap
+                outside = f"{HOST}:{server.outside.port}" if server.outside else ""
             elif isinstance(server, Redis):
                 url = server.url
             provider[name] = server.provider
-        return Endpoints(dsn, bootstrap, url, provider, plugin)
+        return Endpoints(dsn, bootstrap, url, provider, plugin, outside)
 
 
 def stop_running(data: Path) -> list[str]:

@@ -35,7 +35,8 @@ class Proxy:
     """`with Proxy("127.0.0.1", 5432) as proxy:` then connect to `proxy.address`. `port` stays the same over all faults.
 
     Counters since the start: `opened` connections that were accepted, `bytes_up` and `bytes_down` that were delivered;
-    `connections` are those a client holds now. A target that is down closes the client's connection.
+    `connections` are those a client holds now. A target that is down closes the client's connection. `target` may be
+    set later, when the server behind has to know the proxy first.
     """
 
     def __init__(self, host: str, port: int) -> None:
