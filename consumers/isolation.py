@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from cdc.errors import RecordError
 from consumers.batches import halves
@@ -26,3 +27,11 @@ async def apply_isolating(apply: Callable[[Batch], Awaitable[Applied]], batch: B
         first.stale + second.stale,
         [*first.rejected, *second.rejected],
     )
+
+
+def without(batch: Batch, rejected: Sequence[Rejected]) -> Batch:
+    """The batch again, less what is in the dead letters by now: applying it changes nothing but the offsets, which a
+    store leaves where they are while something is rejected, so that a crash before the letters repeats them."""
+    places = {(letter.record.partition, letter.record.offset) for letter in rejected}
+    rest = [record for record in batch.records if (record.partition, record.offset) not in places]
+    return replace(batch, records=rest)

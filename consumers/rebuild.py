@@ -33,7 +33,7 @@ from cdc.failpoint import failpoint
 from consumers.batches import Foreign, Marker, Message, work
 from consumers.dead_letters import DeadLetters
 from consumers.expectation import Difference, Expectation, Table, confirmed
-from consumers.isolation import apply_isolating
+from consumers.isolation import apply_isolating, without
 from consumers.replay import Replayer, Span
 from consumers.runtime import BATCH_RECORDS
 from consumers.store import Batch, Inspectable, Partition, Rebuildable, Rejected, Store
@@ -139,8 +139,11 @@ class _Filling:
         if self.expectation is not None:
             self.expectation.add(table, batch.records)
             self.expectation.refuse(table, [rejected.record for rejected in applied.rejected])
-        if applied.rejected:
-            await self._reject(batch.topic, applied.rejected)
+        rest, refused = batch, applied.rejected
+        while refused:  # the letters first, then the offsets
+            await self._reject(batch.topic, refused)
+            rest = without(rest, refused)
+            refused = (await apply_isolating(self._store.apply, rest)).rejected
 
     async def _reject(self, topic: str, rejected: Sequence[Rejected]) -> None:
         self.report.rejected.update(letter.reason for letter in rejected)

@@ -29,7 +29,7 @@ from consumers.batches import Foreign, Marker, Work, work
 from consumers.dead_letters import DeadLetters
 from consumers.freshness import Freshness
 from consumers.gauges import Gauges
-from consumers.isolation import apply_isolating
+from consumers.isolation import apply_isolating, without
 from consumers.letters import DeadLetter, Outcome
 from consumers.parked import Parked
 from consumers.partitions import Partitions, Polls
@@ -227,8 +227,11 @@ class Runtime:
 
     async def _apply(self, batch: Batch) -> None:
         applied = await apply_isolating(self._insistently, batch)
-        if applied.rejected:
-            await self._reject(batch.topic, applied.rejected)
+        rest, refused = batch, applied.rejected
+        while refused:  # the letters first, then the offsets
+            await self._reject(batch.topic, refused)
+            rest = without(rest, refused)
+            refused = (await apply_isolating(self._insistently, rest)).rejected
         await self.parked.passed(batch, applied.rejected, self._insist)
         self.gauges.applied(batch, applied)
 

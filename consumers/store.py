@@ -73,7 +73,9 @@ class Store(Protocol):
         """Connects; returns the durable offsets, {} when the store is empty or new. Raises StoreError, ConnectError."""
 
     async def apply(self, batch: Batch) -> Applied:
-        """Makes a batch visible. Raises StoreLost when its state is gone, ConnectError when it is unreachable."""
+        """Makes a batch visible. Raises StoreLost when its state is gone, ConnectError when it is unreachable.
+
+        With records rejected the offsets stay: the batch comes again without them once the dead letters are written."""
 
     async def truncate(self, batch: Batch, below: bytes) -> int:
         """Removes every row of the table with position < below; `batch` carries the marker. Returns how many."""

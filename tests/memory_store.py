@@ -74,7 +74,8 @@ class MemoryStore:
         self._memory.applied += 1
         for record in batch.records:
             self._apply(rows, record, done)
-        self._note(contents, batch)
+        if not done.rejected:
+            self._note(contents, batch)
         return done
 
     def _apply(self, rows: dict[bytes, tuple[bytes, bytes, bytes | None]], record: Record, done: Applied) -> None:

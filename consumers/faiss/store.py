@@ -106,7 +106,8 @@ class FaissStore(Reading):
         if self._passes(content, batch):
             return Applied()
         applied = content.apply(batch.records) if batch.records else Applied()
-        content.offsets.update(batch.offsets)
+        if not applied.rejected:
+            content.offsets.update(batch.offsets)
         opened.keeper.note(len(batch.records))
         opened.training.consider()
         return applied

@@ -9,7 +9,7 @@ local shapes, rows = cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
 local user, index_prefix, limit = call.user, call.index_prefix, call.recency_limit
 local redis_call, redis_pcall = redis.call, redis.pcall
 
-local held = redis_call('HMGET', state, 'instance', 'watermark', call.floor_field)
+local held = redis_call('HMGET', state, 'instance', 'watermark', call.floor_field, call.table_field)
 if held[1] ~= call.instance then
   return redis.error_reply('LOST the sentinel is gone or another one')
 end
@@ -20,6 +20,9 @@ for _, reached in ipairs(call.offsets) do
   end
 end
 local floor = held[3] or ''
+if call.table_field ~= '' and not held[4] then
+  return redis.error_reply('LOST what was noted of ' .. call.table_field)
+end
 
 local function encode(value) -- as keys.encode_odd does
   if not string.find(value, '[%%:{}%c ]') then return value end
@@ -160,3 +163,4 @@ for _, reached in ipairs(call.offsets) do
   end
 end
 return {upserts, deletes, stale, foreign}
+if #foreign > 0 then return {upserts, deletes, stale, foreign} end -- the offsets wait until that is told

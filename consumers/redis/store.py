@@ -41,6 +41,7 @@ class _Table:
         self.call = {
             "floor_field": f"f:{name}",
             "user": settings.user,
+            "table_field": f"t:{name}",
             "index_prefix": prefix,
             "recency_limit": config.redis.recency_limit,
             "ttl": settings.ttl_seconds,
@@ -76,8 +77,8 @@ class RedisStore(Reading, Swapping):
         return dict(self._offsets)
 
     async def apply(self, batch: Batch) -> Applied:
-        """In calls of `config.redis.batch` records; the offsets move with the last. While one call runs on the
-        server the next is encoded."""
+        """In calls of `config.redis.batch` records, each of which moves the offsets past its records: so a server that
+        lost the call before (a failover) is noticed by the next. While one call runs the next is encoded."""
         applied = Applied()
         table = await self._table(batch, applied)
         running: asyncio.Task[Applied] | None = None
@@ -87,8 +88,8 @@ class RedisStore(Reading, Swapping):
                 if running is not None:
                     _add(applied, await running)
                     failpoint("redis.between-calls")
-                offsets = batch.offsets if last else {}
-                call = self._call(table, sent, keys, rows, offsets)
+                offsets = {} if applied.rejected else batch.offsets if last else _reached(batch, records)
+                call = self._call(table, sent, keys, rows, {**dict.fromkeys(batch.offsets, 0), **offsets})
                 running = asyncio.create_task(call)
                 await asyncio.sleep(0)  # lets the task write its request before we encode on
             if running is not None:
@@ -211,22 +212,24 @@ class RedisStore(Reading, Swapping):
     async def _call(
         self, table: _Table | None, sent: list[Record], keys: list[bytes], rows: list[Any], offsets: Offsets
     ) -> Applied:
-        """One call of apply.lua. Raises StoreLost, StoreError, ConnectError."""
+        """One call of apply.lua; an offset of 0 is only compared. Raises StoreLost, StoreError, ConnectError."""
         settings: dict[str, Any] = {
             "recency_limit": 0,
             "floor_field": "",
             **(table.call if table else {}),
             "instance": self._opened.instance,
+            "table_field": "",
             "watermark": max(map(_position, sent), default=b"").decode(),
             "offsets": [[offset_field(p), self._offsets.get(p, 0), offset] for p, offset in offsets.items()],
         }
         shapes = table.encoder.shapes if table else []
         reply = await self.link.run("apply", [self._state, *keys], [_pack(settings), _pack(shapes), _pack(rows)])
-        for partition, offset in offsets.items():
-            self._offsets[partition] = max(offset, self._offsets.get(partition, 0))
         upserts, deletes, stale, foreign = reply
         rejected = [
             Rejected(sent[i], "foreign", f"the key {keys[i].decode()!r} holds something that is not ours")
+        if not foreign:
+            for partition, offset in filter(itemgetter(1), offsets.items()):
+                self._offsets[partition] = max(offset, self._offsets.get(partition, 0))
             for i in foreign
         ]
         return Applied(upserts, deletes, stale, rejected)
@@ -250,3 +253,9 @@ def _hash_tag(text: str) -> str:
     _, opened, rest = text.partition("{")
     tag, closed, _ = rest.partition("}")
     return tag if opened and closed else ""
+def _reached(batch: Batch, records: Sequence[Record]) -> Offsets:
+    """The offsets after a piece of a batch; none where the batch names none."""
+    reached = {(batch.topic, record.partition): record.offset + 1 for record in records}
+    return {place: min(offset, batch.offsets[place]) for place, offset in reached.items() if place in batch.offsets}
+
+
