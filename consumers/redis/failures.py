@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from redis import exceptions
@@ -13,7 +14,7 @@ _REPLIES: dict[str, tuple[Callable[..., CdcError], str]] = {
     "LOST": (StoreLost, "it is refilled by replaying the topics"),
     "NOAUTH": (LoginError, "set [redis] password, or CDC_REDIS__PASSWORD_FILE"),
     "WRONGPASS": (LoginError, "correct [redis] password and the user in the url"),
-    "NOPERM": (ConnectError, "give the Redis user +@all on our keys: ACL SETUSER <user> ~* +@all"),
+    "NOPERM": (ConnectError, "give the user what docs/security.md lists: ACL SETUSER <user> …; ACL LOG names the rest"),
     "LOADING": (ConnectError, "wait: the server is still reading its data from disk"),
     "READONLY": (ConnectError, "point [redis] url to the primary; this server is a replica"),
     "MASTERDOWN": (ConnectError, "point [redis] url to the primary; this replica has lost it"),
@@ -28,9 +29,36 @@ _REPLIES: dict[str, tuple[Callable[..., CdcError], str]] = {
 }
 
 
+# What OpenSSL says of a handshake → what it means to us. Waiting does not help with any of these.
+_HANDSHAKES = (
+    (
+        ("Hostname mismatch", "IP address mismatch"),
+        "it shows a certificate of another host name",
+        "write the name its certificate holds into [redis] url",
+    ),
+    (("certificate has expired",), "its certificate has expired", "renew the server's certificate"),
+    (
+        ("CERTIFICATE_VERIFY_FAILED",),
+        "it shows a certificate that is not trusted",
+        "name its authority by [redis] ca_file",
+    ),
+    (
+        ("CERTIFICATE_REQUIRED", "certificate required"),
+        "it wants a certificate of us",
+        "name one by [redis] cert_file and key_file",
+    ),
+)
+
+
+_KEY = re.compile(r"access the '.*' key", re.DOTALL)
+
+
 def translate(error: Exception, where: str) -> CdcError:
     """`where` names the server without its password."""
-    text = str(error)
+    text = _without_values(str(error))
+    for signs, meaning, hint in _HANDSHAKES:
+        if any(sign in text for sign in signs):
+            return LoginError(f"Redis at {where} cannot be used: {meaning}", hint=hint)
     code = text.split(" ", 1)[0].split(":", 1)[0]
     if isinstance(error, exceptions.OutOfMemoryError) or "command not allowed when used memory" in text:
         code = "OOM"
@@ -47,6 +75,12 @@ def translate(error: Exception, where: str) -> CdcError:
         return kind(f"Redis at {where}: {text}", hint=hint)
     if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError)):
         return ConnectError(
-            f"Redis at {where} cannot be reached: {text or 'no reply in time'}", hint="start it, or correct [redis] url"
+            f"Redis at {where} cannot be reached: {text or 'no reply in time'}",
+            hint="start it, or correct [redis] url (rediss:// where the port speaks TLS)",
         )
     return StoreError(f"Redis at {where} refused: {text}", hint="see the server's log; the batch was not taken over")
+
+
+def _without_values(text: str) -> str:
+    """Redis quotes the arguments of a command it does not know, and from 7.2 on the key that a user may not touch."""
+    return _KEY.sub("access a key", text.partition(", with args beginning with")[0])
