@@ -47,6 +47,8 @@ class Postgres(Section):
     heartbeat_seconds: float = Field(2.0, gt=0)
     status_seconds: float = Field(5.0, gt=0, le=10)  # half of 10 s, well below wal_sender_timeout (60 s)
     connect_timeout_seconds: int = Field(10, ge=1)
+    tcp_timeout_seconds: int = Field(20, ge=3)  # packets unanswered that long: TCP gives the connection up
+    silence_seconds: float = Field(30.0, gt=0)  # nothing heard that long: asked whether the server still serves us
 
     @field_validator("dsn")
     @classmethod
@@ -65,11 +67,20 @@ class Postgres(Section):
         return any(fnmatch.fnmatchcase(f"{schema}.{table}", pattern) for pattern in self.tables)
 
     def conninfo(self, **extra: str) -> str:
-        """libpq connection string with the password filled in; do not log it."""
-        from psycopg.conninfo import make_conninfo
+        """libpq connection string with the password filled in; do not log it. TCP's time-outs are those of the dsn
+        where it has any."""
+        from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
         password = {"password": self.password.get_secret_value()} if self.password else {}
-        return make_conninfo(self.dsn, connect_timeout=self.connect_timeout_seconds, **password, **extra)
+        seconds = self.tcp_timeout_seconds
+        bounds = {
+            "keepalives_idle": seconds // 2,  # then three probes in the other half
+            "keepalives_interval": max(1, seconds // 6),
+            "keepalives_count": 3,
+            "tcp_user_timeout": seconds * 1000,
+        }
+        own = {name: value for name, value in bounds.items() if name not in conninfo_to_dict(self.dsn)}
+        return make_conninfo(self.dsn, connect_timeout=self.connect_timeout_seconds, **own, **password, **extra)
 
 
 class Table(Section):

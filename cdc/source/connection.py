@@ -7,11 +7,12 @@ errors in the message too. `said` is what may be shown of them, and the only way
 from __future__ import annotations
 
 import psycopg
-from psycopg import Connection, pq
+from psycopg import pq
 from psycopg.errors import error_from_result
 
 from cdc.config import Postgres
 from cdc.errors import ConnectError, LoginError
+from cdc.source.patience import PatientConnection
 
 # What the text form of values depends on, pinned so that both plugins and snapshots agree (docs/types.md).
 PINNED = (
@@ -48,14 +49,17 @@ _HINTS = (
 )
 
 
-def connect(config: Postgres, *, replication: bool = False, name: str = "memory-cdc") -> Connection:
-    """An autocommit connection with pinned settings; `replication` for the streaming protocol. Raises ConnectError."""
+def connect(config: Postgres, *, replication: bool = False, name: str = "memory-cdc") -> PatientConnection:
+    """An autocommit connection with pinned settings; `replication` for the streaming protocol. None of its calls waits
+    for a silent server for ever. Raises ConnectError."""
     extra = {"replication": "database"} if replication else {}
     try:
         conninfo = config.conninfo(application_name=name, options=PINNED, **extra)
-        return psycopg.connect(conninfo, autocommit=True)
+        made = PatientConnection.connect(conninfo, autocommit=True)
     except psycopg.Error as error:
         raise connect_error(error) from error
+    made.silence_seconds, made.conninfo = config.silence_seconds, config.conninfo(application_name=f"{name} asks")
+    return made
 
 
 def connect_error(error: psycopg.Error) -> ConnectError:

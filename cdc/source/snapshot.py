@@ -18,7 +18,6 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection, pq, sql
-from psycopg.errors import error_from_result
 
 from cdc.config import Config
 from cdc.failpoint import failpoint
@@ -160,9 +159,8 @@ class ChunkReader:
         rows: list[list[bytes]] = []
         last, size = None, 0
         while size < CHUNK_BYTES:
-            result = self._connection.pgconn.exec_(b"FETCH %d FROM chunk" % FETCH_ROWS)
-            if result.status != pq.ExecStatus.TUPLES_OK:
-                raise error_from_result(result)
+            result = self._connection.execute(b"FETCH %d FROM chunk" % FETCH_ROWS).pgresult
+            assert result is not None
             if result.ntuples:
                 size += self._decode(result, rows)
                 last = self._last(result)

@@ -1,8 +1,9 @@
 """The replication stream over psycopg.pq: bytes of the plugin in, status updates out, nothing else.
 
 Protocol: PostgreSQL manual, "Streaming Replication Protocol". psycopg has no replication API; COPY_BOTH is driven by
-hand. Promises: messages come in the server's order; `send_status` may be called at any time, also while nobody reads.
-The caller's duty: call `send_status` on a timer, and confirm only what is durable.
+hand. Promises: messages come in the server's order; `send_status` may be called at any time, also while nobody reads;
+a server that is gone without a word is noticed by whoever waits (the counterpart of wal_receiver_timeout). The caller's
+duty: call `send_status` on a timer, and confirm only what is durable.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from psycopg import pq, sql
 
 from cdc.config import Postgres
 from cdc.errors import CdcError, ConnectError, PreconditionError
+from cdc.log import get
+from cdc.source.beside import beside
 from cdc.source.connection import connect, connect_error, said_in
+from cdc.source.patience import PatientConnection
+
+log = get(__name__)
 
 PG_EPOCH_US = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970-01-01
 _STATUS = struct.Struct("!cQQQQ?")  # 'r', written, flushed, applied, clock, reply wanted
@@ -33,7 +39,7 @@ class SlotBusy(PreconditionError):
 class Stream:
     """One started replication stream. Not thread-safe; use from one event loop."""
 
-    def __init__(self, connection: psycopg.Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, connection: PatientConnection, loop: asyncio.AbstractEventLoop) -> None:
         self._connection = connection
         self._pg = connection.pgconn
         self._loop = loop
@@ -41,6 +47,7 @@ class Stream:
         self._fd = self._pg.socket
         self.received_lsn = 0
         self.drained_bytes = 0
+        self._silent = 0.0  # seconds waited since the last message
         loop.add_reader(self._fd, self._readable.set)
 
     @classmethod
@@ -74,23 +81,43 @@ class Stream:
         except psycopg.Error as error:
             raise connect_error(error) from error
         self.drained_bytes = size
+        if size:
+            self._silent = 0.0
         return payloads
 
     async def wait(self, timeout: float) -> None:
-        """Until the socket has something or `timeout` seconds passed."""
+        """Until the socket has something or `timeout` seconds passed. Raises ConnectError once the server is gone.
+
+        Only time spent here counts as silence: while the caller is held up nobody hears what the server says.
+        """
         self._readable.clear()
         try:
             async with asyncio.timeout(timeout):
                 await self._readable.wait()
         except TimeoutError:
-            return
+            self._silent += timeout
+        if self._silent > self._connection.silence_seconds and not self._readable.is_set():
+            await self._ask()
+
+    async def _ask(self) -> None:
+        """A walsender may be silent for long while it decodes what is not selected; one that is gone stays silent."""
+        if not await beside(self._connection.served):
+            raise ConnectError(
+                f"the replication stream is dead: nothing heard for {self._silent:.1f} s, "
+                "and the server does not answer or knows nothing of it",
+                hint="look at the network between; it is started again",
+            )
+        log.warning("the server is silent and still serves the stream", seconds=round(self._silent, 1))
+        self._silent = 0.0
 
     def send_status(self, flushed_lsn: int) -> None:
-        """Standby status update: everything before `flushed_lsn` may be forgotten by the server."""
+        """Standby status update: everything before `flushed_lsn` may be forgotten by the server. After some silence it
+        asks for a word in return."""
         clock = int(time.time() * 1e6) - PG_EPOCH_US
         received = max(self.received_lsn, flushed_lsn)
+        wanted = self._silent > self._connection.silence_seconds / 2
         try:
-            self._pg.put_copy_data(_STATUS.pack(b"r", received, flushed_lsn, flushed_lsn, clock, False))
+            self._pg.put_copy_data(_STATUS.pack(b"r", received, flushed_lsn, flushed_lsn, clock, wanted))
             self._pg.flush()
         except psycopg.Error as error:
             raise connect_error(error) from error
@@ -113,7 +140,10 @@ class Stream:
 def identify(config: Postgres) -> tuple[str, int]:
     """`(system identifier, timeline)` of the source (IDENTIFY_SYSTEM). Raises ConnectError."""
     with connect(config, replication=True) as connection:
-        result = connection.pgconn.exec_(b"IDENTIFY_SYSTEM")
+        try:
+            result = connection.command(b"IDENTIFY_SYSTEM")
+        except psycopg.Error as error:
+            raise connect_error(error) from error
         if result.status != pq.ExecStatus.TUPLES_OK:
             raise ConnectError(
                 f"IDENTIFY_SYSTEM failed: {said_in(result)}", hint="give the role the REPLICATION attribute"
@@ -121,18 +151,17 @@ def identify(config: Postgres) -> tuple[str, int]:
         return (result.get_value(0, 0) or b"").decode(), int(result.get_value(0, 1) or 0)
 
 
-def _begin(connection: psycopg.Connection, slot: str, options: Mapping[str, str]) -> None:
+def _begin(connection: PatientConnection, slot: str, options: Mapping[str, str]) -> None:
     pairs = [sql.SQL("{} {}").format(sql.Identifier(key), sql.Literal(value)) for key, value in options.items()]
     # 0/0: from the slot's own confirmed position; what is at or below our progress is skipped by the reader.
     command = sql.SQL("START_REPLICATION SLOT {} LOGICAL 0/0 ({})").format(
         sql.Identifier(slot), sql.SQL(", ").join(pairs)
     )
-    pg = connection.pgconn
     try:
-        result = pg.exec_(command.as_bytes(connection))
+        result = connection.command(command.as_bytes(connection))
         if result.status != pq.ExecStatus.COPY_BOTH:
             raise _refused(said_in(result), slot)
-        pg.nonblocking = 1
+        connection.pgconn.nonblocking = 1
     except psycopg.Error as error:
         raise connect_error(error) from error
 
