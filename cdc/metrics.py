@@ -77,6 +77,14 @@ STORE_RETRIES = Counter("cdc_store_retries_total", "Retries of a store operation
 STORE_DEAD_LETTERS = Counter(
     "cdc_store_dead_letters_total", "Records sent to the dead-letter topic", ["store", "reason"]
 )
+STORE_OPEN_LETTERS = Gauge(
+    "cdc_store_open_letters", "Dead letters not settled: parked keys, whose newest state the store lacks", ["store"]
+)
+STORE_OLDEST_LETTER = Gauge(
+    "cdc_store_oldest_letter_timestamp_seconds",
+    "When the oldest open dead letter was written, NaN without one",
+    ["store"],
+)
 STORE_ROWS = Gauge("cdc_store_rows", "Records of a table, counted in the store itself", ["store", "table"])
 STORE_UP = Gauge("cdc_store_up", "1 while the store answers", ["store"])
 STORE_REBUILDS = Counter("cdc_store_rebuilds_total", "Rebuilds and refills of a store", ["store", "reason"])

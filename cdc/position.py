@@ -13,6 +13,7 @@ from typing import NamedTuple
 from cdc.errors import DecodeError
 
 WIDTH = 32  # 8 hex digits of epoch, 16 of commit LSN, 8 of ordinal
+HEX = b"0123456789abcdef"
 MAX_ORDINAL = 0xFFFF_FFFF  # 4.3 billion changes in one transaction
 
 
@@ -37,7 +38,8 @@ ZERO = Position(0, 0, 0)
 def decode_position(text: bytes | str) -> Position:
     """The inverse of `Position.encode`; raises DecodeError on anything else."""
     try:
-        if len(text) != WIDTH:
+        raw = text.encode() if isinstance(text, str) else text
+        if len(raw) != WIDTH or raw.translate(None, HEX):  # int() alone would take signs, spaces and underscores
             raise ValueError(len(text))
         return Position(int(text[:8], 16), int(text[8:24], 16), int(text[24:], 16))
     except ValueError as error:

@@ -14,7 +14,8 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from cdc.envelope import MARKER_KEYS, POSITION_HEADER, VERSION_HEADER, decode_event, header
 from cdc.errors import DecodeError
-from cdc.position import WIDTH
+from cdc.position import HEX, WIDTH, decode_position
+from cdc.version import decode_vector
 from consumers.store import Batch, Record, Rejected
 from consumers.topics import TableTopics
 
@@ -93,7 +94,40 @@ def to_records(messages: Sequence[Message]) -> tuple[list[Record], list[Rejected
             add(new(Record, (key, value, headers[0][1], headers[1][1], partition, offset)))
         else:
             _examine(message, records, rejected)
+    if not _sound(records):
+        return _sorted_out(records, rejected)
     return records, rejected
+
+
+def _sound(records: Sequence[Record]) -> bool:
+    """Whether all headers decode and every marker says what is gone: a few steps a poll, not a record."""
+    if b"".join([record.position for record in records]).translate(None, HEX):
+        return False
+    try:
+        for vector in {record.vector for record in records}:
+            decode_vector(vector)
+        for record in records:
+            if record.key in MARKER_KEYS:
+                marker_below(record)
+    except DecodeError:
+        return False
+    return True
+
+
+def _sorted_out(records: Sequence[Record], rejected: list[Rejected]) -> tuple[list[Record], list[Rejected]]:
+    """One by one: what `_sound` found. A position that is none would outrank every other, and so stay for ever."""
+    good: list[Record] = []
+    for record in records:
+        try:
+            decode_position(record.position)
+            decode_vector(record.vector)
+            if record.key in MARKER_KEYS:
+                marker_below(record)
+        except DecodeError as error:
+            rejected.append(Rejected(record._replace(position=b"", vector=b""), "foreign", error.message))
+        else:
+            good.append(record)
+    return good, rejected
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:
@@ -133,7 +167,7 @@ def batches(schema: str, table: str, topic: str, polled: Mapping[int, Polled], l
     for partition, part in marked.items():
         for piece, end in _split(part):
             if piece and piece[0].key in MARKER_KEYS:
-                yield Marker(Batch(schema, table, topic, piece, {(topic, partition): end}), _below(piece[0]))
+                yield Marker(Batch(schema, table, topic, piece, {(topic, partition): end}), marker_below(piece[0]))
             else:
                 yield from _joined(schema, table, topic, _pieces(Polled(piece, end), limit), limit)
 
@@ -177,8 +211,8 @@ def _split(part: Polled) -> Iterator[tuple[list[Record], int]]:
         yield records[start:], part.end
 
 
-def _below(marker: Record) -> bytes:
-    """The position under which rows are gone."""
+def marker_below(marker: Record) -> bytes:
+    """The position under which rows are gone. Raises DecodeError."""
     if marker.value is None:
         raise DecodeError("a marker has no value", hint="was this topic written by another program?")
     below = decode_event(marker.value).source.below

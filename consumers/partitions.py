@@ -137,7 +137,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
                 await asyncio.wait_for(self._release(), REVOKE_SECONDS)
             except TimeoutError:
                 LOG.warning("partitions go while a batch still runs: the next owner repeats it", count=len(revoked))
-        self.reached = {}
+        self.reached.clear()
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """`place` follows in the loop, which alone talks to the store."""

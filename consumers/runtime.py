@@ -251,6 +251,8 @@ class Runtime:
         await self._insist("flushing", lambda: self._store.flush(force=True))
         settled = {letter: outcome for letter, outcome in outcomes.items() if outcome is not None}
         await self._insist("closing dead letters", lambda: self.parked.settle(settled))
+        for letter in ready:
+            self.parked.open.requested.pop(letter.id, None)
         ready.clear()
 
     async def _redriven(self, letter: DeadLetter, found: Found) -> Outcome | None:

@@ -120,6 +120,12 @@ class TopicWriter:
         async with self._scope():
             await self._producer.send_and_wait(self._config.kafka.table_topic(*table.split(".")), value, key=key)
 
+    async def raw(self, table: str, key: bytes, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
+        """A record with any headers at all."""
+        async with self._scope():
+            topic = self._config.kafka.table_topic(*table.split("."))
+            await self._producer.send_and_wait(topic, value, key=key, headers=headers)
+
     async def _send(self, topic: str, items: Sequence[Item], partition: int | None) -> None:
         async with self._scope():
             for key, value, position in items:

@@ -8,7 +8,7 @@ import typer
 
 COMMANDS = (
     "up", "down", "init", "doctor", "status", "top", "reader", "consume", "versions", "verify", "rebuild", "snapshot",
-    "resync", "demo",
+    "resync", "dlq", "demo",
 )  # fmt: skip
 MODULES = {"down": "up"}  # where a command shares a module
 
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     """Adds every subcommand, in the order in which help lists them."""
     for name in COMMANDS:
         module = import_module(f"cdc.commands.{MODULES.get(name, name)}")
-        if name == "consume":
+        if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
         else:
             app.command(name)(getattr(module, name))

@@ -10,6 +10,7 @@ from consumers.faiss import FaissStore
 from consumers.faiss.store import table_of
 from consumers.gateway.app import Found, Parts
 from consumers.redis import RedisStore, keys_for
+from consumers.redis.rows import STALE
 from consumers.runtime import Runtime
 from consumers.store import Version
 
@@ -42,14 +43,15 @@ class MemoryRows:
 
 
 def _fields(reply: object) -> Mapping[str, str] | None:
-    """Our own fields begin with `_`; bytes that are no text (raw vectors) are of no use in JSON."""
+    """Our own fields begin with `_`, and only what tells that the row is outdated is shown; bytes that are no text (raw
+    vectors) are of no use in JSON."""
     if isinstance(reply, CdcError):
         raise reply
     pairs = reply.items() if isinstance(reply, dict) else []
     fields: dict[str, str] = {}
     for name, value in pairs:
         try:
-            if not name.startswith(b"_"):
+            if not name.startswith(b"_") or name == STALE.encode():
                 fields[name.decode()] = value.decode()
         except UnicodeDecodeError:
             continue

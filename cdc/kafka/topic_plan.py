@@ -23,7 +23,6 @@ DELETE_RETENTION_MS = 7 * DAY_MS
 SMALL_SEGMENT_BYTES = 4 * MIB
 UNLIMITED = -1
 FAR_FUTURE_MS = (1 << 63) - 1  # a source whose clock is ahead must not stop the stream; the default is an hour
-DEAD_LETTER_EXTRA_BYTES = MIB  # reason and origin beside a record of the largest size
 NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")  # Kafka, Topic.validate
 
 
@@ -68,7 +67,7 @@ def plan(kafka: Kafka, tables: Sequence[tuple[str, str]], stores: Sequence[str])
         "cleanup.policy": Setting("delete"),
         "retention.ms": Setting(UNLIMITED),
         "retention.bytes": Setting(UNLIMITED),
-        "max.message.bytes": Setting(kafka.max_record_bytes + DEAD_LETTER_EXTRA_BYTES, "least"),
+        "max.message.bytes": Setting(kafka.dead_letter_bytes, "least"),
     }
     plans = [Plan(kafka.progress_topic, 1, control), Plan(kafka.heartbeat_topic, 1, control)]
     plans += [Plan(kafka.dead_letter_topic(store), 1, letters) for store in stores]

@@ -179,7 +179,11 @@ def reader_of(column: str, of: Any) -> Callable[[bytes | None], Any]:
     def value_of(value: bytes | None) -> Any:
         if value is None:
             return GONE
-        after = decode(value).after  # type: ignore[attr-defined]
-        return GONE if after is None else after.value
+        change = decode(value)
+        if change.op == "d":  # type: ignore[attr-defined]
+            return GONE
+        if change.after is None:  # type: ignore[attr-defined]
+            raise msgspec.ValidationError("a change without a row")
+        return change.after.value  # type: ignore[attr-defined]
 
     return value_of

@@ -80,10 +80,13 @@ class Ledger:
         return np.fromiter(map(self._ids.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))
 
     def newer(self, ids: Ids, positions: Positions) -> Mask:
-        """Whether each position is newer than what is held under the id (-1: nothing), and not below the floor."""
+        """Whether each position is newer than what is held under the id (-1: nothing), and not below the floor.
+
+        A rejected record is not held: it may come again, which is what a redrive does."""
         mask: Mask = positions >= np.bytes_(self.floor)
         known = np.flatnonzero(ids >= 0)
-        mask[known] &= positions[known] > self.positions[ids[known]]
+        held, refused = self.positions[ids[known]], self.states[ids[known]] == State.REJECTED
+        mask[known] &= (positions[known] > held) | ((positions[known] == held) & refused)
         return mask
 
     def enter(self, keys: Sequence[bytes], ids: Ids) -> Ids:

@@ -2,7 +2,8 @@
 -- KEYS: the sentinel, then one key a record. ARGV: the call's settings, the column names of each shape of row, the
 -- rows (all MessagePack), one after the other in one flat array, for small tables are slow to make. A row is
 -- position, vector, shape, ts, _key, index key, score, value, ..., with the values in the order of the shape's columns,
--- nil for NULL; position, vector, 0 is a delete.
+-- nil for NULL; position, vector, 0 is a delete; position, reason, -1 a record that cannot be stored: what is held of
+-- its key is marked as outdated.
 -- Returns {upserts, deletes, stale, numbers of the records whose key holds something that is not ours}.
 local state, call = KEYS[1], cmsgpack.unpack(ARGV[1])
 local shapes, rows = cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
@@ -19,10 +20,10 @@ for _, reached in ipairs(call.offsets) do
     return redis.error_reply('LOST the offsets of ' .. reached[1] .. ' went back')
   end
 end
-local floor = held[3] or ''
 if call.table_field ~= '' and not held[4] then
   return redis.error_reply('LOST what was noted of ' .. call.table_field)
 end
+local floor = held[3] or ''
 
 local function encode(value) -- as keys.encode_odd does
   if not string.find(value, '[%%:{}%c ]') then return value end
@@ -33,6 +34,8 @@ end
 -- stands under the key, whether a tombstone does, and the index it is in.
 local positions, live, buried, home, missing = {}, {}, {}, {}, {}
 
+local refused -- an error that says nothing of the key, as NOPERM
+
 local function look(key)
   local position, owner
   if user then
@@ -41,7 +44,8 @@ local function look(key)
   else
     position = redis_pcall('HGET', key, '_pos')
   end
-  if type(position) == 'table' then -- WRONGTYPE
+  if type(position) == 'table' then
+    if not string.find(position.err, 'WRONGTYPE', 1, true) then refused = position end
     positions[key] = false
   elseif position then
     positions[key], live[key] = position, true
@@ -55,6 +59,7 @@ end
 for i = 2, #KEYS do
   if positions[KEYS[i]] == nil then look(KEYS[i]) end
 end
+if refused then return refused end
 
 local STEP = 1000 -- arguments of one command; Lua's stack takes 8000
 for first = 1, #missing, STEP do
@@ -119,7 +124,11 @@ local at = 1
 for i = 2, #KEYS do
   local key, position, shape = KEYS[i], rows[at], rows[at + 2]
   local held_position = positions[key]
-  if not held_position then
+  if shape == -1 then
+    if held_position and held_position ~= '' and live[key] and position > held_position and position >= floor then
+      redis_call('HSET', key, '_stale', position .. ' ' .. rows[at + 1])
+    end
+  elseif not held_position then
     foreign[#foreign + 1] = i - 2
   elseif position <= held_position or position < floor then
     stale = stale + 1
@@ -138,7 +147,7 @@ for i = 2, #KEYS do
     end
     if user then move(key, shape ~= 0 and rows[at + 5], rows[at + 6]) end
   end
-  at = at + (shape == 0 and 3 or 7 + #shapes[shape])
+  at = at + (shape <= 0 and 3 or 7 + #shapes[shape])
 end
 
 for index, members in pairs(entering) do
@@ -157,10 +166,10 @@ for index, members in pairs(entering) do
 end
 
 if call.watermark > (held[2] or '') then redis_call('HSET', state, 'watermark', call.watermark) end
+if #foreign > 0 then return {upserts, deletes, stale, foreign} end -- the offsets wait until that is told
 for _, reached in ipairs(call.offsets) do
   if reached[3] > tonumber(redis_call('HGET', state, reached[1]) or 0) then
     redis_call('HSET', state, reached[1], string.format('%d', reached[3]))
   end
 end
 return {upserts, deletes, stale, foreign}
-if #foreign > 0 then return {upserts, deletes, stale, foreign} end -- the offsets wait until that is told

@@ -18,8 +18,11 @@ from cdc.errors import ConfigError, DecodeError, RecordError
 from consumers.redis.keys import encode_odd
 from consumers.store import Record
 
-RESERVED = frozenset(("_pos", "_ver", "_ts", "_key"))
-DELETE = 0  # in place of a shape's number
+STALE = "_stale"  # position and reason of a newer record that could not be stored: what the hash holds is outdated
+RESERVED = frozenset(("_pos", "_ver", "_ts", "_key", STALE))
+DELETE, PARK = 0, -1  # in place of a shape's number
+VALUE_BYTES = 500 << 20  # Redis takes strings of 512 MiB (proto-max-bulk-len); position, vector and key come beside
+UPSERTS = frozenset("cur")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OPEN_ENDS = {"infinity": "+inf", "-infinity": "-inf"}
 
@@ -114,14 +117,18 @@ class RowEncoder:
             position, vector = record.position.decode(), record.vector.decode()
             if value is None:
                 return [position, vector, DELETE]
+            if len(value) > VALUE_BYTES:
+                raise RecordError("too_large", f"a record of {self._name} has {len(value)} bytes: Redis takes less")
             change = _CHANGE.decode(value)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RecordError("decode", f"a record of {self._name} is not a change event: {error}") from error
-        if change.op == "t":
-            raise RecordError("marker", f"a marker of {self._name} came among its rows")
+        if change.op == "d":
+            return [position, vector, DELETE]
+        if change.op not in UPSERTS:
+            raise RecordError("op", f"a record of {self._name} has an op that is none of c, u, r and d")
         row = change.after
         if row is None:
-            return [position, vector, DELETE]
+            raise RecordError("decode", f"a change of {self._name} comes without its row")
         shape = self._shapes.get(tuple(row)) or self._shape(tuple(row))
         try:
             values = shape.plain(value, row)
@@ -136,9 +143,10 @@ class RowEncoder:
     def _shape(self, columns: tuple[str, ...]) -> Shape:
         table, settings = self._name, self._settings
         if taken := RESERVED & set(columns):
-            raise ConfigError(
-                f"{table} has a column named {min(taken)}, which the Redis store needs for itself",
-                hint=f'rename it, or set tables."{table}".exclude = ["{min(taken)}"]',
+            raise RecordError(
+                "reserved",
+                f"{table} has a column named {min(taken)}, which the Redis store needs for itself: rename it, or set "
+                f'tables."{table}".exclude = ["{min(taken)}"]',
             )
         for role in ("user", "recency"):
             column = getattr(settings, role)

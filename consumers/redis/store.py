@@ -21,11 +21,12 @@ from cdc.errors import DecodeError, PreconditionError, RecordError, StoreError
 from cdc.failpoint import failpoint
 from consumers.redis.layout import Layout, learn
 from consumers.redis.reading import Reading, walk
-from consumers.redis.rows import RowEncoder
+from consumers.redis.rows import PARK, RowEncoder
 from consumers.redis.sentinel import Sentinel, compare, key_of, offset_field, open_sentinel, read_sentinel
 from consumers.redis.swapping import Swapping
 from consumers.store import Applied, Batch, Offsets, Partition, Record, Rejected
 
+CALL_BYTES = 16 << 20  # of one call's records: Redis takes arguments of 512 MB at most, and answers nobody meanwhile
 _pack = msgspec.msgpack.encode
 _position = itemgetter(2)
 
@@ -40,8 +41,8 @@ class _Table:
         self.encoder = RowEncoder(name, settings, config.redis.vectors, prefix)
         self.call = {
             "floor_field": f"f:{name}",
-            "user": settings.user,
             "table_field": f"t:{name}",
+            "user": settings.user,
             "index_prefix": prefix,
             "recency_limit": config.redis.recency_limit,
             "ttl": settings.ttl_seconds,
@@ -198,13 +199,14 @@ class RedisStore(Reading, Swapping):
             before = record
             try:
                 name, key = redis_key(record.key)
-                rows += encode(record, key)
-            except RecordError as error:
-                applied.rejected.append(Rejected(record, error.reason, error.message))
-                continue
             except DecodeError as error:
                 applied.rejected.append(Rejected(record, "key", error.message))
                 continue
+            try:
+                rows += encode(record, key)
+            except RecordError as error:
+                applied.rejected.append(Rejected(record, error.reason, error.message))
+                rows += [record.position.decode(), error.reason, PARK]
             keys.append(name)
             sent.append(record)
         return sent, keys, rows
@@ -216,29 +218,36 @@ class RedisStore(Reading, Swapping):
         settings: dict[str, Any] = {
             "recency_limit": 0,
             "floor_field": "",
+            "table_field": "",
             **(table.call if table else {}),
             "instance": self._opened.instance,
-            "table_field": "",
             "watermark": max(map(_position, sent), default=b"").decode(),
             "offsets": [[offset_field(p), self._offsets.get(p, 0), offset] for p, offset in offsets.items()],
         }
         shapes = table.encoder.shapes if table else []
         reply = await self.link.run("apply", [self._state, *keys], [_pack(settings), _pack(shapes), _pack(rows)])
         upserts, deletes, stale, foreign = reply
-        rejected = [
-            Rejected(sent[i], "foreign", f"the key {keys[i].decode()!r} holds something that is not ours")
         if not foreign:
             for partition, offset in filter(itemgetter(1), offsets.items()):
                 self._offsets[partition] = max(offset, self._offsets.get(partition, 0))
+        rejected = [
+            Rejected(sent[i], "foreign", f"the key {keys[i].decode()!r} holds something that is not ours")
             for i in foreign
         ]
         return Applied(upserts, deletes, stale, rejected)
 
 
 def _chunks(records: Sequence[Record], size: int) -> Iterator[tuple[Sequence[Record], bool]]:
-    """Pieces of at most `size`, and whether each is the last; an empty batch is one empty piece."""
-    for start in range(0, max(len(records), 1), size):
-        yield records[start : start + size], start + size >= len(records)
+    """Pieces of at most `size` records and about CALL_BYTES, and whether each is the last; an empty batch is one empty
+    piece."""
+    start = nbytes = 0
+    for at, record in enumerate(records):
+        weight = len(record.value or b"")
+        if at > start and (at - start >= size or nbytes + weight > CALL_BYTES):
+            yield records[start:at], False
+            start, nbytes = at, 0
+        nbytes += weight
+    yield records[start:], True
 
 
 def _add(total: Applied, part: Applied) -> None:
@@ -248,14 +257,14 @@ def _add(total: Applied, part: Applied) -> None:
     total.rejected += part.rejected
 
 
-def _hash_tag(text: str) -> str:
-    """What Redis Cluster hashes of a key that begins so (cluster specification, "Hash tags"); '' without one."""
-    _, opened, rest = text.partition("{")
-    tag, closed, _ = rest.partition("}")
-    return tag if opened and closed else ""
 def _reached(batch: Batch, records: Sequence[Record]) -> Offsets:
     """The offsets after a piece of a batch; none where the batch names none."""
     reached = {(batch.topic, record.partition): record.offset + 1 for record in records}
     return {place: min(offset, batch.offsets[place]) for place, offset in reached.items() if place in batch.offsets}
 
 
+def _hash_tag(text: str) -> str:
+    """What Redis Cluster hashes of a key that begins so (cluster specification, "Hash tags"); '' without one."""
+    _, opened, rest = text.partition("{")
+    tag, closed, _ = rest.partition("}")
+    return tag if opened and closed else ""

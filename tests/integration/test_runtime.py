@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from cdc.config import Config, parse
 from cdc.errors import StoreError
 from cdc.position import Position
-from consumers.dead_letters import read_dead_letters
+from consumers.letters import read_dead_letters
 from consumers.runtime import Runtime
 from consumers.store import Applied, Batch, Offsets
 from tests.memory_store import Memory, MemoryStore
