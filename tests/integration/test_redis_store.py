@@ -276,9 +276,16 @@ async def test_a_changed_template_needs_a_rebuild(url: str, redis: Redis, store:
     await second.close()
 
 
-async def test_reserved_columns_are_refused(store: RedisStore) -> None:
-    with pytest.raises(ConfigError, match="_pos"):
-        await store.apply(batch(change("a", 1, memory("a", _pos="x"))))
+async def test_reserved_columns_are_refused(store: RedisStore, redis: Redis) -> None:
+    """What is held of the row before says that it is outdated."""
+    await store.apply(batch(change("a", 1, memory("a"))))
+    refused = change("a", 2, memory("a", _pos="x"))
+    applied = await store.apply(batch(refused, change("b", 3, memory("b"))))
+    assert [(letter.record, letter.reason) for letter in applied.rejected] == [(refused, "reserved")]
+    assert await redis.hget("memory:a", "_stale") == f"{refused.position.decode()} reserved"
+    assert await redis.hget("memory:b", "_stale") is None
+    await store.apply(batch(change("a", 3, memory("a"))))
+    assert await redis.hget("memory:a", "_stale") is None
 
 
 async def test_the_index_moves_and_is_left(store: RedisStore, redis: Redis) -> None:

@@ -107,8 +107,13 @@ def test_what_cannot_be_stored_has_a_reason(settings: dict[str, str], after: byt
 
 
 def test_markers_are_not_rows() -> None:
-    with pytest.raises(RecordError, match="marker"):
-        encoder().encode(record(b"null", b"t"), None)
+    """Nor is any op but c, u, r and d, nor a change that has lost its row."""
+    for op in (b"t", b"x", b"c "):
+        with pytest.raises(RecordError) as caught:
+            encoder().encode(record(b'{"id":1}', op), None)
+        assert caught.value.reason == "op"
+    with pytest.raises(RecordError, match="without its row"):
+        encoder().encode(record(b"null", b"u"), None)
 
 
 @pytest.mark.parametrize("settings", [{"user": "u"}, {"user": "id", "recency": "r"}])

@@ -10,7 +10,6 @@ from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from cdc.envelope import POSITION_HEADER, SWEEP_KEY, TRUNCATE_KEY, VERSION_HEADER
-from cdc.errors import DecodeError
 from cdc.position import Position
 from consumers.batches import Foreign, Marker, Message, halves, work
 from consumers.store import Batch
@@ -65,11 +64,15 @@ def test_markers_stand_between_what_is_before_and_after() -> None:
     assert {step.below for step in of_zero if isinstance(step, Marker)} == {BELOW}
 
 
-def test_a_marker_without_a_position_is_an_error() -> None:
+def test_a_marker_without_a_position_is_set_aside() -> None:
+    """Ours always has one. It may not stop all tables for ever, nor empty one by a guess."""
     broken = message(0, 0, TRUNCATE_KEY)
     broken.value = b'{"op":"t"}'
-    with pytest.raises(DecodeError):
-        grouped({0: [broken]})
+    foreign, batch = grouped({0: [broken, message(0, 1)]})
+    assert isinstance(foreign, Foreign)
+    assert [letter.reason for letter in foreign.rejected] == ["foreign"]
+    assert isinstance(batch, Batch)
+    assert [record.offset for record in batch.records] == [1]
 
 
 def test_foreign_records_are_rejected_and_passed() -> None:
