@@ -186,22 +186,23 @@ def _toml(data: Mapping[str, Any]) -> str:
 
 
 class Running:
-    """A reader and both consumers."""
+    """A reader and both consumers. `config` is what the test looks with, and theirs unless they have their own."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, *, reading: Config | None = None, consuming: Config | None = None) -> None:
+        self.config, self._reading = config, reading or config
+        config = consuming or config
         self.memory, self.index = RedisStore(config), FaissStore(config)
         self.consumers = {
             "redis": Runtime(config, self.memory, exclusive=False, tables=config.postgres.tables, check_seconds=1),
             "faiss": Runtime(config, self.index, exclusive=True, tables=(config.faiss.table,), check_seconds=1),
         }
         self._tasks = [asyncio.ensure_future(consumer.run()) for consumer in self.consumers.values()]
-        self.source = ReaderTask(config)
+        self.source = ReaderTask(self._reading)
 
     async def restart(self) -> None:
         """Crashes the reader and starts another."""
         await self.source.crash()
-        self.source = ReaderTask(self.config)
+        self.source = ReaderTask(self._reading)
 
     async def caught_up(self) -> None:
         """Returns once both stores hold everything that is committed now, snapshots included."""
@@ -237,9 +238,11 @@ class Running:
 
 
 @asynccontextmanager
-async def pipeline(config: Config) -> AsyncIterator[Running]:
+async def pipeline(
+    config: Config, *, reading: Config | None = None, consuming: Config | None = None
+) -> AsyncIterator[Running]:
     """The whole path, stopped afterwards."""
-    running = Running(config)
+    running = Running(config, reading=reading, consuming=consuming)
     try:
         yield running
     finally:

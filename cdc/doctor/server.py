@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, sql
 
 from cdc.config import Config, Postgres
 from cdc.doctor.finding import Finding, error, ok, warning
@@ -72,7 +72,8 @@ def _role(connection: Connection) -> Iterator[Finding]:
     if replicates:
         yield ok(AREA, f"role {name} may replicate")
     else:
-        yield error(AREA, f"role {name} may not replicate", f'ALTER ROLE "{name}" REPLICATION')
+        role = sql.Identifier(name).as_string(connection)
+        yield error(AREA, f"role {name} may not replicate", f"ALTER ROLE {role} REPLICATION")
 
 
 def _room(connection: Connection, config: Postgres) -> Iterator[Finding]:

@@ -113,16 +113,17 @@ def _may_publish(connection: Connection, config: Config, selected: Sequence[Sele
 async def check_progress(config: Config) -> AsyncIterator[Finding]:
     """Whether changes between progress and slot are lost; nothing when PostgreSQL is away, which was said before.
     Raises ConnectError for Kafka."""
-    progress = await read_progress(config)
     try:
         system = await asyncio.to_thread(identify, config.postgres)
         with closing(connect(config.postgres, name="memory-cdc doctor")) as connection:
             slot = read_slot(connection, config.postgres.slot)
+    except (ConnectError, PreconditionError, psycopg.Error):
+        return
+    progress = await read_progress(config)  # after the slot, which a reader at work moves up to progress meanwhile
+    try:
         check_gap(slot, progress, system, config.postgres)
     except (GapError, PreconditionError) as failed:
         yield error(AREA, failed.message, failed.hint)
-        return
-    except (ConnectError, psycopg.Error):
         return
     if progress is None:
         yield ok(AREA, "no progress yet: the first reader begins with snapshots")

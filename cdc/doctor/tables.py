@@ -71,19 +71,24 @@ def _toastable(connection: Connection, table: SelectedTable) -> list[str]:
 
 
 def _rights(connection: Connection, table: SelectedTable) -> Iterator[Finding]:
-    name = sql.Identifier(table.schema, table.name).as_string(connection)
+    """What the role lacks, with the statement that grants it."""
     row = connection.execute(
         "SELECT current_user, has_schema_privilege(%s, 'USAGE'), "
-        "has_schema_privilege(%s, 'USAGE') AND has_table_privilege(%s::oid, 'SELECT')",
-        [table.schema, table.schema, table.oid],
+        "has_schema_privilege(%s, 'USAGE') AND has_table_privilege(%s::oid, 'SELECT'), "
+        "row_security_active(%s::oid)",
+        [table.schema, table.schema, table.oid, table.oid],
     ).fetchone()
-    role, enters, reads = row or ("?", False, False)
+    role, enters, reads, hides = row or ("?", False, False, False)
+    grantee = sql.Identifier(role).as_string(connection)
     if not enters:
-        remedy = f'GRANT USAGE ON SCHEMA "{table.schema}" TO "{role}"'
+        remedy = f"GRANT USAGE ON SCHEMA {sql.Identifier(table.schema).as_string(connection)} TO {grantee}"
         yield error(AREA, f"role {role} may not enter the schema {table.schema}", remedy)
     elif not reads:
-        remedy = f'GRANT SELECT ON {name} TO "{role}"'
+        remedy = f"GRANT SELECT ON {sql.Identifier(table.schema, table.name).as_string(connection)} TO {grantee}"
         yield error(AREA, f"role {role} may not read {table.schema}.{table.name}", remedy)
+    elif hides:
+        text = f"row level security hides rows of {table.schema}.{table.name} from role {role}"
+        yield error(AREA, text, f"ALTER ROLE {grantee} BYPASSRLS")
 
 
 def _identity(config: Config, table: SelectedTable) -> Iterator[Finding]:

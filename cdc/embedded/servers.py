@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -31,9 +31,9 @@ OWNER_SECONDS = 90.0  # what `cdc up` needs at most to stop its servers
 class Endpoints:
     """Where clients find the servers; empty for one that was not asked for. The dsn holds the password."""
 
-    postgres_dsn: str
+    postgres_dsn: str = field(repr=False)
     kafka_bootstrap: str
-    redis_url: str
+    redis_url: str = field(repr=False)
     provider: Mapping[str, str]  # server → which program serves, for a person
     plugin: Literal["wal2json", "pgoutput"]  # what PostgreSQL can decode with
     kafka_outside: str = ""  # host:port of the listener that tells clients to go on at `kafka_advertised`

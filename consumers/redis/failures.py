@@ -48,8 +48,7 @@ _HANDSHAKES = (
         "name one by [redis] cert_file and key_file",
     ),
 )
-
-
+_IN_SCRIPT = "user executing the script can't"  # Redis 7.0 says NOPERM so; ACL LOG names the command
 _KEY = re.compile(r"access the '.*' key", re.DOTALL)
 
 
@@ -68,7 +67,7 @@ def translate(error: Exception, where: str) -> CdcError:
         code = "LOADING"
     elif isinstance(error, exceptions.ReadOnlyError):
         code = "READONLY"
-    elif isinstance(error, exceptions.NoPermissionError):
+    elif isinstance(error, exceptions.NoPermissionError) or _IN_SCRIPT in text:
         code = "NOPERM"
     if code in _REPLIES:
         kind, hint = _REPLIES[code]
