@@ -198,8 +198,12 @@ def redis_rows(config: Config) -> dict[str, dict[str, bytes]]:
     """id → fields without ours, read by a bare client."""
     found = {}
     with redis.Redis.from_url(config.redis.url) as client:
-        for key in client.scan_iter("memories:*", count=1000):
-            fields = {name.decode(): value for name, value in client.hgetall(key).items()}
+        keys = list(client.scan_iter("memories:*", count=1000))
+        pipe = client.pipeline(transaction=False)
+        for key in keys:
+            pipe.hgetall(key)
+        for key, held in zip(keys, pipe.execute(), strict=True):
+            fields = {name.decode(): value for name, value in held.items()}
             found[key.decode().partition(":")[2]] = {n: v for n, v in fields.items() if not n.startswith("_")}
     return found
 
