@@ -1,4 +1,4 @@
-"""Apache Kafka as a child process: one KRaft node that is broker and controller.
+"""Apache Kafka as a child process: a KRaft node that is broker and controller, alone or one of several.
 
 A JVM spends most of a start on loading classes. The first run writes them to an archive beside the jars when it ends
 (class-data sharing, JEP 350), and later starts map that file.
@@ -7,14 +7,15 @@ A JVM spends most of a start on loading classes. The first run writes them to an
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import signal
 import socket
 import struct
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from cdc.embedded.folder import HOST, Folder
 from cdc.embedded.programs import Kafka as KafkaProgram
@@ -24,6 +25,7 @@ MIB = 1 << 20
 RECORD_BYTES = 64 * MIB  # the largest batch; [kafka] max_record_bytes has the same bound
 REQUEST_BYTES = 2 * RECORD_BYTES  # room for several batches in one request
 HEAP = ("-Xms128m", "-Xmx768m")  # small, yet holds two requests of that size and the cleaner's map
+SMALL_HEAP = ("-Xms96m", "-Xmx448m")  # of one among several
 CLEANER_BYTES = 64 * MIB  # the compaction's map: 2.5 million keys a pass
 PROBE_TIMEOUT_SECONDS = 5.0
 METADATA = struct.pack(
@@ -41,7 +43,8 @@ class Outside:
 
 
 class Kafka(Server):
-    """`settings` are those of server.properties."""
+    """`settings` are those of server.properties. `controllers`: the controller ports of all nodes, in the order of
+    their numbers, which begin at 1; three nodes keep three copies of everything, and write while two are there."""
 
     name = "kafka"
     title = "Kafka"
@@ -55,13 +58,19 @@ class Kafka(Server):
         port: int,
         controller_port: int,
         outside: Outside | None = None,
+        *,
+        node: int = 1,
+        controllers: Sequence[int] = (),
     ) -> None:
         super().__init__(folder, settings)
+        self.name = broker_name(node)
+        self.node = node
+        self.controllers = controllers or (controller_port,)
         self.program = program
         self.port = port
         self.controller_port = controller_port
         self.outside = outside
-        self.data = folder.path / "kafka"
+        self.data = folder.path / self.name
         self._draft: Path | None = None
 
     @property
@@ -79,8 +88,7 @@ class Kafka(Server):
         text = "".join(f"{name}={_escaped(value)}\n" for name, value in self._properties().items())
         (self.data / "server.properties").write_text(text)
         if not (self.data / "log" / "meta.properties").exists():
-            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            options = [f"--cluster-id={cluster}", f"--config={self.data / 'server.properties'}"]
+            options = [f"--cluster-id={_cluster_id(self.folder)}", f"--config={self.data / 'server.properties'}"]
             self.run([*self._java(), "kafka.tools.StorageTool", "format", *options])
 
     def command(self) -> list[str]:
@@ -91,7 +99,8 @@ class Kafka(Server):
             dump = [f"-XX:ArchiveClassesAtExit={self._draft}"]
         else:
             dump = []
-        return [*self._java(*HEAP, *dump), "kafka.Kafka", str(self.data / "server.properties")]
+        heap = HEAP if len(self.controllers) == 1 else SMALL_HEAP
+        return [*self._java(*heap, *dump), "kafka.Kafka", str(self.data / "server.properties")]
 
     def answers(self) -> bool:
         """Asks for the cluster's metadata, which names the broker once it is registered and takes requests."""
@@ -99,10 +108,9 @@ class Kafka(Server):
             with socket.create_connection((HOST, self.port), PROBE_TIMEOUT_SECONDS) as connection:
                 connection.sendall(struct.pack("!i", len(METADATA)) + METADATA)
                 with connection.makefile("rb") as reply:
-                    _size, _correlation, brokers = struct.unpack("!iii", reply.read(12))
+                    return self.node in _brokers(reply)
         except (OSError, struct.error):
             return False
-        return bool(brokers)
 
     def stop(self) -> None:
         """Ends it; the first clean end leaves the class archive."""
@@ -149,10 +157,12 @@ class Kafka(Server):
         }
 
     def _properties(self) -> dict[str, str]:
+        voters = (f"{number}@{HOST}:{port}" for number, port in enumerate(self.controllers, 1))
+        copies, least = str(len(self.controllers)), str(max(1, len(self.controllers) - 1))
         return {
             "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@{HOST}:{self.controller_port}",
+            "node.id": str(self.node),
+            "controller.quorum.voters": ",".join(voters),
             **self._listeners(),
             "inter.broker.listener.name": "BROKER",
             "controller.listener.names": "CONTROLLER",
@@ -162,15 +172,15 @@ class Kafka(Server):
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
             "auto.create.topics.enable": "false",
-            "default.replication.factor": "1",
-            "min.insync.replicas": "1",
-            "offsets.topic.replication.factor": "1",
-            "offsets.topic.num.partitions": "4",  # of one node; 50 take a second to make
-            "transaction.state.log.replication.factor": "1",
-            "transaction.state.log.min.isr": "1",
+            "default.replication.factor": copies,
+            "min.insync.replicas": least,
+            "offsets.topic.replication.factor": copies,
+            "offsets.topic.num.partitions": "4",  # the default, 50, takes a second to make
+            "transaction.state.log.replication.factor": copies,
+            "transaction.state.log.min.isr": least,
             "transaction.state.log.num.partitions": "4",
-            "share.coordinator.state.topic.replication.factor": "1",
-            "share.coordinator.state.topic.min.isr": "1",
+            "share.coordinator.state.topic.replication.factor": copies,
+            "share.coordinator.state.topic.min.isr": least,
             "group.initial.rebalance.delay.ms": "0",  # a lone consumer need not wait for others
             "message.max.bytes": str(RECORD_BYTES),
             "socket.request.max.bytes": str(REQUEST_BYTES),
@@ -178,6 +188,30 @@ class Kafka(Server):
             "log.retention.ms": "-1",
             **self.settings,
         }
+
+
+def broker_name(node: int) -> str:
+    """What `Servers` calls a node: kafka, kafka-2, kafka-3, …"""
+    return "kafka" if node == 1 else f"kafka-{node}"
+
+
+def _cluster_id(folder: Folder) -> str:
+    """The same for all nodes of a data folder: 16 bytes in base64, as Kafka wants it."""
+    digest = hashlib.sha256(str(folder.path).encode()).digest()
+    return base64.urlsafe_b64encode(digest[:16]).decode().rstrip("=")
+
+
+def _brokers(reply: BinaryIO) -> list[int]:
+    """The ids of the brokers in a Metadata response of version 1. Raises struct.error when it is cut."""
+    _size, _correlation, count = struct.unpack("!iii", reply.read(12))
+    found = []
+    for _ in range(count):
+        (broker,) = struct.unpack("!i", reply.read(4))
+        found.append(broker)
+        reply.read(*struct.unpack("!h", reply.read(2)))  # its host
+        reply.read(4)  # and port
+        reply.read(max(0, *struct.unpack("!h", reply.read(2))))  # and rack, -1 when it has none
+    return found
 
 
 def _escaped(value: str) -> str:

@@ -36,7 +36,7 @@ _forker = ThreadPoolExecutor(1, thread_name_prefix="forks-servers")
 class Server(ABC):
     """One server in a data folder. `start` and `stop` may be called again and again: same port, same data."""
 
-    name: ClassVar[str]
+    name: str
     title: ClassVar[str]
     stop_signals: ClassVar[
         Sequence[tuple[signal.Signals, float]]

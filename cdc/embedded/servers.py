@@ -1,4 +1,4 @@
-"""The three servers together, in one data folder: started and stopped in parallel."""
+"""The servers together, in one data folder: started and stopped in parallel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Literal
 from cdc.embedded import postgres, programs
 from cdc.embedded.folder import HOST, Folder
 from cdc.embedded.identity import Identity
-from cdc.embedded.kafka import Kafka, Outside
+from cdc.embedded.kafka import Kafka, Outside, broker_name
 from cdc.embedded.postgres import Postgres
 from cdc.embedded.programs import Provider
 from cdc.embedded.redis import Redis
@@ -32,7 +32,7 @@ class Endpoints:
     """Where clients find the servers; empty for one that was not asked for. The dsn holds the password."""
 
     postgres_dsn: str = field(repr=False)
-    kafka_bootstrap: str
+    kafka_bootstrap: str  # host:port, of all brokers with commas between
     redis_url: str = field(repr=False)
     provider: Mapping[str, str]  # server → which program serves, for a person
     plugin: Literal["wal2json", "pgoutput"]  # what PostgreSQL can decode with
@@ -44,7 +44,8 @@ def _silent(_: str) -> None:
 
 
 class Servers:
-    """Use as a context manager, or call `start` and `stop`; `servers["kafka"]` is a single one of them.
+    """Use as a context manager, or call `start` and `stop`; `servers["kafka"]` is a single one of them, and of several
+    `brokers`, whose number a data folder keeps, `servers["kafka-2"]` is the next.
 
     With `kafka_advertised` (host:port, say of a proxy) Kafka gets a second listener for clients that come that way.
     `data` is made when it is missing. `settings` are extra settings a server: `{"redis": {"maxmemory": "1gb"}}`.
@@ -60,6 +61,7 @@ class Servers:
         report: Callable[[str], None] = _silent,
         settings: Mapping[str, Mapping[str, str]] | None = None,
         kafka_advertised: str = "",
+        brokers: int = 1,
     ) -> None:
         unknown = set(only) | set(settings or {})
         if unknown - set(NAMES) or not only:
@@ -70,6 +72,7 @@ class Servers:
         self._report = report
         self._settings = settings or {}
         self._kafka_advertised = kafka_advertised
+        self._brokers = brokers
         self._servers: dict[str, Server] = {}
 
     def __enter__(self) -> Endpoints:
@@ -129,21 +132,37 @@ class Servers:
             pool.shutdown()
 
     def _build(self) -> dict[str, Server]:
-        also = ("controller", "outside") if self._kafka_advertised else ("controller",)
-        wanted = [port for name in self._only for port in ((name, *also) if name == "kafka" else (name,))]
-        ports = self.folder.ports(tuple(wanted))
+        ports = self.folder.ports(tuple(port for name in self._only for port in self._ports_of(name)))
         extra = {name: self._settings.get(name, {}) for name in NAMES}
         servers: dict[str, Server] = {}
         if "postgres" in self._only:
             program = programs.postgres(self._provider)
             servers["postgres"] = Postgres(self.folder, extra["postgres"], program, ports["postgres"], self._report)
         if "kafka" in self._only:
-            jvm = programs.kafka(self._provider, self._report)
-            outside = Outside(ports["outside"], self._kafka_advertised) if self._kafka_advertised else None
-            servers["kafka"] = Kafka(self.folder, extra["kafka"], jvm, ports["kafka"], ports["controller"], outside)
+            servers |= self._build_brokers(extra["kafka"], ports)
         if "redis" in self._only:
             servers["redis"] = Redis(self.folder, extra["redis"], programs.redis(self._provider), ports["redis"])
         return servers
+
+    def _ports_of(self, name: str) -> list[str]:
+        """What a server's ports are called in the folder."""
+        if name != "kafka":
+            return [name]
+        nodes = range(1, self._brokers + 1)
+        wanted = [*map(broker_name, nodes), *map(_controller, nodes)]
+        return [*wanted, "outside"] if self._kafka_advertised else wanted
+
+    def _build_brokers(self, settings: Mapping[str, str], ports: Mapping[str, int]) -> dict[str, Server]:
+        program = programs.kafka(self._provider, self._report)
+        outside = Outside(ports["outside"], self._kafka_advertised) if self._kafka_advertised else None
+        controllers = [ports[_controller(node)] for node in range(1, self._brokers + 1)]
+        return {
+            broker_name(node): Kafka(
+                self.folder, settings, program, ports[broker_name(node)], controller, outside if node == 1 else None,
+                node=node, controllers=controllers,
+            )
+            for node, controller in enumerate(controllers, 1)
+        }  # fmt: skip
 
     def _endpoints(self) -> Endpoints:
         dsn = bootstrap = url = outside = ""
@@ -153,8 +172,8 @@ class Servers:
             if isinstance(server, Postgres):
                 dsn, plugin = server.dsn, "wal2json" if server.program.wal2json else "pgoutput"
             elif isinstance(server, Kafka):
-                bootstrap = server.bootstrap
-                outside = f"{HOST}:{server.outside.port}" if server.outside else ""
+                bootstrap += f",{server.bootstrap}" if bootstrap else server.bootstrap
+                outside += f"{HOST}:{server.outside.port}" if server.outside else ""
             elif isinstance(server, Redis):
                 url = server.url
             provider[name] = server.provider
@@ -168,7 +187,7 @@ def stop_running(data: Path) -> list[str]:
     which were started there are signalled.
     """
     folder = Folder(data)
-    running = {name: Identity.read(folder.pid_file(name)) for name in ("owner", *NAMES)}
+    running = {name: Identity.read(folder.pid_file(name)) for name in ("owner", *_started(folder))}
     owner = running["owner"]
     if owner is not None:
         end(owner, ((signal.SIGTERM, OWNER_SECONDS),))
@@ -178,8 +197,17 @@ def stop_running(data: Path) -> list[str]:
 
 def stop_running_servers(folder: Folder) -> None:
     """Ends the servers whose owner is gone."""
-    for name, kind in KINDS.items():
+    for name in _started(folder):
         identity = Identity.read(folder.pid_file(name))
         if identity is not None:
-            end(identity, kind.stop_signals)
+            end(identity, KINDS[name.partition("-")[0]].stop_signals)
         folder.pid_file(name).unlink(missing_ok=True)
+
+
+def _started(folder: Folder) -> list[str]:
+    """The servers, and the further brokers that left a pid."""
+    return [*NAMES, *sorted(path.stem for path in folder.pid_file("kafka").parent.glob("kafka-*.pid"))]
+
+
+def _controller(node: int) -> str:
+    return "controller" if node == 1 else f"controller-{node}"
