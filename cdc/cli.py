@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cdc import __version__, commands
+from cdc import __version__, commands, log
 from cdc.commands.configuration import Options
 from cdc.errors import CdcError
 
@@ -70,10 +70,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; nobody is there to be told
         return INTERRUPTED
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 -- the top of every command: told with its kind and place
         if "--verbose" in arguments:
-            raise
-        message = f"an error nobody foresaw: {type(error).__name__}: {error}"
+            sys.stderr.write("".join(log.places(error)))
+        message = f"an error nobody foresaw: {type(error).__name__} at {log.place(error)}"
         _refuse(message, "run it again with --verbose, and report what that shows", "--json" in arguments)
         return INTERNAL
     return code if isinstance(code, int) else 0

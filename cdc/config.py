@@ -53,13 +53,7 @@ class Postgres(Section):
     @field_validator("dsn")
     @classmethod
     def _connection_string(cls, dsn: str) -> str:
-        from psycopg import ProgrammingError
-        from psycopg.conninfo import conninfo_to_dict
-
-        try:
-            conninfo_to_dict(dsn)
-        except ProgrammingError:
-            raise ValueError(_DSN) from None  # libpq's own words may hold the password
+        without_password(dsn)
         return dsn
 
     def selects(self, schema: str, table: str) -> bool:
@@ -115,10 +109,12 @@ class Kafka(Certificates):
     min_insync_replicas: int = Field(1, ge=1)
     compression: Literal["none", "lz4", "zstd"] = "zstd"  # a third of lz4's CPU: aiokafka has lz4 at level 9 only
     delivery: Literal["exactly-once", "at-least-once"] = "exactly-once"
+    request_timeout_seconds: float = Field(40.0, ge=1)  # of consumers: above 30 s, which a rebalance may take
     transaction_timeout_seconds: float = Field(15.0, ge=1)  # a dead writer holds consumers back that long at most
     transaction_rows: int = Field(10_000, ge=1)  # a larger source transaction is cut by ordinal
     transaction_bytes: int = Field(8 * MIB, ge=1)
     max_record_bytes: int = Field(64 * MIB, ge=1 << 16)
+    oversized: Literal["stop", "dead-letter"] = "stop"  # a row above that: wait for a person, or go on without it
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     username: str | None = None
@@ -156,7 +152,11 @@ class Kafka(Certificates):
         return f"{self.prefix}.{schema}.{table}"
 
     def client_options(self) -> dict[str, Any]:
-        """Keyword arguments every aiokafka client of ours takes. Raises ConfigError for a file that is no PEM."""
+        """Keyword arguments every aiokafka client of ours takes; from then on they come back slowly when a broker was
+        away (`cdc.reconnect`). Raises ConfigError for a file that is no PEM."""
+        from cdc.reconnect import slow_down
+
+        slow_down()
         options: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap,
             "security_protocol": self.security_protocol,
@@ -184,6 +184,8 @@ class Redis(Certificates):
     recency_limit: int = Field(1000, ge=1)  # newest ids kept a user
     vectors: Literal["bytes", "omit"] = "bytes"  # raw little-endian float32, what RediSearch reads
     check_seconds: float = Field(5.0, gt=0)
+    connect_seconds: float = Field(5.0, gt=0)  # a server that does not take a connection by then is down for us
+    reply_seconds: float = Field(30.0, gt=0)  # a batch takes milliseconds; one that forks or fails over pauses longer
 
     @model_validator(mode="after")
     def _address(self) -> Self:
@@ -306,6 +308,19 @@ class Config(Section):
     def table(self, schema: str, table: str) -> Table:
         """The table's own settings or the defaults."""
         return self.tables.get(f"{schema}.{table}", Table())
+
+
+def without_password(dsn: str) -> tuple[str, str | None]:
+    """libpq's connection string without its password, and the password. Raises ValueError, which quotes nothing."""
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    try:
+        options: dict[str, Any] = dict(conninfo_to_dict(dsn))
+    except ProgrammingError:
+        raise ValueError(_DSN) from None  # libpq's own words may hold the password
+    password = options.pop("password", None)
+    return make_conninfo("", **options), password
 
 
 def load(path: Path | None, environ: dict[str, str] | None = None) -> Config:

@@ -43,7 +43,7 @@ def decode_position(text: bytes | str) -> Position:
             raise ValueError(len(text))
         return Position(int(text[:8], 16), int(text[8:24], 16), int(text[24:], 16))
     except ValueError as error:
-        raise DecodeError(f"not a position: {text[:64]!r}", hint="expected 32 hex digits") from error
+        raise DecodeError(f"not a position: {len(text)} characters", hint="expected 32 hex digits") from error
 
 
 def parse_lsn(text: str) -> int:

@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from psycopg.conninfo import make_conninfo
+
+from cdc.config import without_password
+
 if TYPE_CHECKING:
     from cdc.embedded import Endpoints
 
 OF_UP = """\
 # Written by `cdc up` at each start: to change something, set it in the environment (CDC_FAISS__METRIC=ip), or copy
-# this file. It holds a password.
+# this file.
 source_name = "memories"
 
 [postgres]
@@ -124,6 +128,15 @@ def write_for_up(data: Path, endpoints: Endpoints, tables: Sequence[str], ports:
     }
     text = OF_UP.format(**{name: json.dumps(value, ensure_ascii=False) for name, value in values.items()})
     return write_private(data / "cdc.toml", text)
+
+
+def write_passfile(data: Path, dsn: str) -> str:
+    """libpq's password file in the data folder, for this user's eyes only; the dsn with its name in place of the
+    password, so that it can be shown (PostgreSQL manual, "The Password File")."""
+    shown, password = without_password(dsn)
+    escaped = (password or "").replace("\\", "\\\\").replace(":", "\\:")
+    path = write_private(data / "pgpass", f"*:*:*:*:{escaped}\n")
+    return make_conninfo(shown, passfile=str(path))
 
 
 def write_private(path: Path, text: str) -> Path:

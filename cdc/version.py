@@ -52,7 +52,7 @@ def decode_vector(data: bytes | str) -> dict[str, int]:
     try:
         vector = _DECODER.decode(data)
     except msgspec.DecodeError as error:
-        raise DecodeError(f"not a version vector: {data[:80]!r}", hint='expected {"origin": counter}') from error
+        raise DecodeError("a version vector does not parse", hint='expected {"origin": counter}') from error
     if any(counter < 0 for counter in vector.values()):
         raise DecodeError("a version vector has a negative counter", hint="counters start at 0")
     return vector

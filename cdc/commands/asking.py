@@ -35,7 +35,7 @@ async def _translated(config: Config, work: Coroutine[object, object, T]) -> T:
     except KafkaError as error:
         raise failure.typed(error, config.kafka, "answering this command") from error
     except redis.exceptions.RedisError as error:
-        raise ConnectError(f"Redis: {error}", hint="run `cdc doctor`") from error
+        raise ConnectError(f"Redis: {type(error).__name__}", hint="run `cdc doctor`") from error
 
 
 def _quiet() -> None:

@@ -14,10 +14,18 @@ def init(
 ) -> None:
     """Prints a commented cdc.toml for servers of your own: `cdc init > cdc.toml`."""
     from cdc import settings_file
+    from cdc.config import without_password
+    from cdc.errors import ConfigError
 
+    try:
+        shown, password = without_password(dsn) if dsn is not None else (None, None)
+    except ValueError as error:
+        raise ConfigError(f"--dsn: {error}", hint="write it like 'host=db dbname=app user=cdc'") from None
     if dsn is not None:
         from cdc.migrations import migrate
 
         for name in migrate(dsn):
             typer.echo(f"applied sql/{name}", err=True)
-    typer.echo(settings_file.template(dsn, bootstrap, redis), nl=False)
+    if password is not None:
+        typer.echo("the password is left out: set CDC_POSTGRES__PASSWORD_FILE to a file that holds it", err=True)
+    typer.echo(settings_file.template(shown, bootstrap, redis), nl=False)

@@ -31,7 +31,7 @@ def up(
     as_json: Annotated[bool, typer.Option("--json", help="Prints the endpoints as one line of JSON.")] = False,
 ) -> None:
     """Starts PostgreSQL, Kafka, Redis and the pipeline on them; Ctrl-C or `cdc down` stops all."""
-    from cdc import log
+    from cdc import log, settings_file
     from cdc.embedded import Servers
 
     log.configure("up")
@@ -42,6 +42,8 @@ def up(
             with servers as endpoints:
                 for name, program in endpoints.provider.items():
                     _say(f"  {name}: {program}")
+                shown = settings_file.write_passfile(servers.folder.path, endpoints.postgres_dsn)
+                endpoints = dataclasses.replace(endpoints, postgres_dsn=shown)
                 path, config = _prepare(servers, endpoints, tables.split(","))
                 if servers_only:
                     _show(endpoints, path, config, as_json, servers_only)

@@ -31,7 +31,12 @@ class GatewayServer:
         self.port: int = self._socket.getsockname()[1]
         self._server = _Server(
             uvicorn.Config(
-                app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=SHUTDOWN_SECONDS
+                app,
+                log_config=None,  # as all other libraries' (cdc.log), which shows no values
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             )
         )
         self._serving: asyncio.Task[None] | None = None

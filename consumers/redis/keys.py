@@ -97,7 +97,7 @@ class Template:
         """The inverse of `render`; raises DecodeError for a key of another template."""
         found = re.fullmatch("([^:{}]*)".join(map(re.escape, self.literals)), key)
         if found is None:
-            raise DecodeError(f"the key {key!r} is not of the template {self.text!r}")
+            raise DecodeError(f"a key is not of the template {self.text!r}")
         return {column: decode_value(text) for column, text in zip(self.columns, found.groups(), strict=True)}
 
     def patterns(self, *, indexed: bool) -> list[str]:
