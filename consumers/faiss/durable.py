@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,26 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def make_folder(path: Path) -> None:
+    """A folder whose name is durable, and the names of those above it that had to be made."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """A folder with everything in it, or whatever else stands there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a small file so that readers see the old or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # in a container a process that was killed here had the same number
     write_bytes(temporary, text.encode())
     failpoint("faiss.pointer-written")
     temporary.rename(path)

@@ -29,11 +29,11 @@ class FlatIndex:
     turn = 512  # 0.8 MB at 384 dimensions: well under a millisecond
     dead = 0
 
-    def __init__(self, dimension: int, metric: Metric) -> None:
+    def __init__(self, dimension: int, metric: Metric, slots: int = FIRST_SLOTS) -> None:
         self.dimension = dimension
         self._metric = metric
-        self._vectors: Vectors = np.empty((FIRST_SLOTS, dimension), dtype=np.float32)
-        self._ids: Ids = np.empty(FIRST_SLOTS, dtype=np.int64)  # by slot
+        self._vectors: Vectors = np.empty((slots, dimension), dtype=np.float32)
+        self._ids: Ids = np.empty(slots, dtype=np.int64)  # by slot
         self._slots: Ids = np.full(FIRST_SLOTS, ABSENT, dtype=np.int64)  # by id
         self._size = 0
 
@@ -47,7 +47,7 @@ class FlatIndex:
         need = self._size + more
         if need <= len(self._vectors):
             return
-        room = max(need, int(len(self._vectors) * GROWTH))
+        room = max(need, FIRST_SLOTS, int(len(self._vectors) * GROWTH))
         vectors = np.empty((room, self.dimension), dtype=np.float32)
         ids = np.empty(room, dtype=np.int64)
         vectors[: self._size] = self._vectors[: self._size]
@@ -118,14 +118,8 @@ class FlatIndex:
         return index
 
 
-def flat_from(native: Any, metric: Metric) -> FlatIndex:
-    """The inverse of `export`. Raises ValueError for another kind of index."""
-    if not isinstance(native, faiss.IndexIDMap):
-        raise ValueError(f"a {type(native).__name__} is not an IndexIDMap")
-    storage: Any = faiss.downcast_index(native.index)
-    index = FlatIndex(native.d, metric)
-    if storage.ntotal:
-        vectors = faiss.rev_swig_ptr(storage.get_xb(), storage.ntotal * native.d).reshape(storage.ntotal, native.d)
-        index.reserve(storage.ntotal)
-        index.put(faiss.vector_to_array(native.id_map), vectors)
+def flat_of(ids: Ids, vectors: Vectors, metric: Metric) -> FlatIndex:
+    """An index of these vectors, shape (n, d); ids differ."""
+    index = FlatIndex(vectors.shape[1], metric, max(1, len(ids)))  # no more than a file's own size
+    index.put(ids, vectors)
     return index

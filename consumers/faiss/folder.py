@@ -1,31 +1,34 @@
 """The index's place on disk: generations, the pointer to the live one, locks, and the snapshots of one generation.
 
-    <path>/CURRENT                        "gen-2 gen-1": the live generation, and the one it replaced
+    <path>/CURRENT                        "gen-2 gen-1 <seal>": the live generation, and the one it replaced
     <path>/gen-2/LOCK                     held by the process that fills it
     <path>/gen-2/snapshot-17/…            the last few; numbers grow
     <path>/gen-2/damaged-snapshot-16/…    set aside, for a person to look at
 
 A rebuild fills another generation beside the live one and moves the pointer: one rename, which a running consumer
-sees at its next check, and the next start at once.
+sees at its next check, and the next start at once. A pointer that is damaged is set aside, and the newest generation
+with a snapshot taken: whichever it is, it says itself from where it has to be replayed.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
-import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from cdc import log
 from cdc.errors import DecodeError, StoreError
-from consumers.faiss.durable import replace_text, sync_folder
+from consumers.faiss.durable import make_folder, remove, replace_text, sync_folder
 from consumers.faiss.snapshot import PREFIX, TEMPORARY, Kindred, Manifest, read_manifest
 
 LOG = log.get(__name__)
 GENERATION = "gen-"
 DAMAGED = "damaged-"
 POINTER = "CURRENT"
+POINTER_BYTES = 1000  # far more than two names and a seal
 
 
 class Home:
@@ -35,30 +38,46 @@ class Home:
         self.path = path
 
     def current(self) -> tuple[str | None, str | None]:
-        """`(live, replaced)` generation; None where there is none. Raises StoreError when the pointer is unreadable."""
+        """`(live, replaced)` generation; None where there is none. Raises StoreError when the pointer is damaged."""
         try:
-            names = (self.path / POINTER).read_text(errors="replace").split()
+            words = _read(self.path / POINTER).split(" ")
         except FileNotFoundError:
             return None, None
-        if not 1 <= len(names) <= 2 or not all(_number(name, GENERATION) is not None for name in names):
+        names = words[:-1]
+        sealed = words[-1] == _seal(names)
+        if not sealed or not 1 <= len(names) <= 2 or any(_number(name, GENERATION) is None for name in names):
             raise StoreError(
-                f"{self.path / POINTER} does not name a generation",
-                hint=f"remove it, and the newest generation of {self.path} is taken",
+                f"{self.path / POINTER} is damaged",
+                hint="start the consumer: it sets the file aside and takes the newest index",
             )
         return names[0], names[1] if len(names) == 2 else None
 
     def live(self) -> str:
         """The live generation, decided here when nothing is: the newest there is, or the first."""
-        live, _replaced = self.current()
+        live = self.sound()
         if live is None:
-            live = f"{GENERATION}{max(self._numbers(), default=1)}"
+            numbers = self._numbers()
+            filled = [number for number in numbers if list(_numbers(self.path / f"{GENERATION}{number}", PREFIX))]
+            live = f"{GENERATION}{max(filled or numbers, default=1)}"
             self.point(live, None)
         return live
 
+    def sound(self) -> str | None:
+        """The live generation; None where there is no pointer, or one that is damaged, which is set aside."""
+        try:
+            return self.current()[0]
+        except StoreError as error:
+            LOG.error("the pointer to the live index is damaged and set aside", reason=error.message)  # noqa: TRY400
+            aside = self.path / f"{DAMAGED}{POINTER}"
+            remove(aside)
+            (self.path / POINTER).rename(aside)
+            return None
+
     def point(self, live: str, replaced: str | None) -> None:
         """Moves the pointer, durably and at once."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        replace_text(self.path / POINTER, " ".join([live, replaced] if replaced else [live]))
+        make_folder(self.path)
+        names = [live, replaced] if replaced else [live]
+        replace_text(self.path / POINTER, " ".join([*names, _seal(names)]))
 
     def fresh(self) -> str:
         """A generation that is not there yet; leftovers of broken rebuilds are cleared away."""
@@ -76,7 +95,7 @@ class Home:
             if name not in keep:
                 generation = Generation(self.path / name)
                 if generation.try_lock():
-                    shutil.rmtree(generation.path)
+                    remove(generation.path)
                     generation.unlock()
 
     def _numbers(self) -> list[int]:
@@ -100,24 +119,18 @@ class Generation:
             )
 
     def try_lock(self) -> bool:
-        """False when it is taken. Raises StoreError when the folder cannot be written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise StoreError(
-                f"the index cannot be kept in {self.path}: {error.strerror}",
-                hint="set faiss.path to a folder this user may write",
-            ) from error
+        """False when it is taken. Raises OSError when the folder cannot be written."""
+        make_folder(self.path)
+        handle = os.open(self.path / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
             return False
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
         self.unlock()
         self._lock = handle
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
         return True
 
     def unlock(self) -> None:
@@ -138,7 +151,7 @@ class Generation:
     def tidy(self) -> None:
         """Removes what a crash left half written."""
         for leftover in self.path.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(leftover)
+            remove(leftover)
 
     def next_snapshot(self) -> Path:
         """Where the next snapshot goes; numbers of damaged ones are not used again."""
@@ -167,8 +180,7 @@ class Generation:
         """Renames a damaged snapshot."""
         LOG.error("a snapshot is damaged and set aside", snapshot=str(folder), reason=error.message, hint=error.hint)
         aside = folder.with_name(f"{DAMAGED}{folder.name}")
-        if aside.exists():
-            shutil.rmtree(aside)
+        remove(aside)
         folder.rename(aside)
         sync_folder(self.path)
 
@@ -176,7 +188,20 @@ class Generation:
         """Keeps the last few snapshots, and as many damaged ones."""
         for prefix in (PREFIX, DAMAGED + PREFIX):
             for number in sorted(_numbers(self.path, prefix))[:-keep]:
-                shutil.rmtree(self.path / f"{prefix}{number}")
+                remove(self.path / f"{prefix}{number}")
+
+
+def _read(pointer: Path) -> str:
+    """Its text; of something else than a short file, nothing. Raises FileNotFoundError."""
+    found = pointer.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > POINTER_BYTES:
+        return ""
+    return pointer.read_text(errors="replace")
+
+
+def _seal(names: list[str]) -> str:
+    """So that a name that was cut or bent is not taken for another generation."""
+    return hashlib.sha256(" ".join(names).encode(errors="replace")).hexdigest()[:16]
 
 
 def _numbers(folder: Path, prefix: str) -> Iterator[int]:
@@ -190,4 +215,4 @@ def _numbers(folder: Path, prefix: str) -> Iterator[int]:
 
 def _number(name: str, prefix: str) -> int | None:
     digits = name.removeprefix(prefix)
-    return int(digits) if digits != name and digits.isascii() and digits.isdecimal() else None
+    return int(digits) if digits != name and digits.isascii() and digits.isdecimal() and len(digits) < 10 else None

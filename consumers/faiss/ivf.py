@@ -95,8 +95,10 @@ class IvfIndex:
         return found, self.get(found)
 
     def export(self) -> Any:
-        """A clone, hash table included."""
-        return faiss.clone_index(self._native)
+        """A clone without the hash table, which is made from the ids again."""
+        clone = faiss.clone_index(self._native)
+        clone.set_direct_map_type(faiss.DirectMap.NoMap)
+        return clone
 
 
 def train(ids: Ids, vectors: Vectors, metric: Metric) -> IvfIndex:
@@ -114,7 +116,8 @@ def train(ids: Ids, vectors: Vectors, metric: Metric) -> IvfIndex:
 
 
 def ivf_from(native: Any, trained_on: int, evenness: float) -> IvfIndex:
-    """The inverse of `export`. Raises ValueError for another kind of index."""
-    if not isinstance(native, faiss.IndexIVFFlat) or native.direct_map.type != faiss.DirectMap.Hashtable:
-        raise ValueError(f"a {type(native).__name__} is not an IndexIVFFlat with a hash table")
+    """The inverse of `export`, for an index whose ids differ. Raises ValueError for another kind of index."""
+    if not isinstance(native, faiss.IndexIVFFlat):
+        raise ValueError(f"a {type(native).__name__} is not an IndexIVFFlat")
+    native.set_direct_map_type(faiss.DirectMap.Hashtable)
     return IvfIndex(native, trained_on, evenness)

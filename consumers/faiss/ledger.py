@@ -28,6 +28,7 @@ from consumers.store import Version
 
 FIRST_ROWS = 1024  # below that, growing costs more than memory
 GROWTH = 1.5
+HEX_DIGITS = b"0123456789abcdef"
 
 
 class State(IntEnum):
@@ -43,11 +44,11 @@ class State(IntEnum):
 class Image(msgspec.Struct):
     """All rows at one moment, as bytes of little-endian columns: what a snapshot keeps."""
 
-    next_id: int
     floor: bytes
     keys: list[bytes]
     vectors: list[bytes]
     ids: bytes  # int64
+    free: bytes  # int64: ids of forgotten keys; with `ids` each number from 0 on, once
     positions: bytes  # 32 hex digits each
     digests: bytes  # uint64
     states: bytes  # uint8
@@ -160,6 +161,11 @@ class Ledger:
             return None
         return Version(bytes(self.positions[row]), self.vectors[row], bool(state == State.DELETED))
 
+    def live(self) -> Ids:
+        """Ids with a vector, in order."""
+        found: Ids = np.flatnonzero(self.states[: self._next] == State.LIVE)
+        return found
+
     def held(self) -> list[tuple[bytes, bytes]]:
         """`(key, position)` of what is live, with a vector or known to have none."""
         states = self.states[: self._next]
@@ -170,11 +176,11 @@ class Ledger:
         """A copy for a snapshot."""
         ids = np.flatnonzero(self.states[: self._next] != State.UNKNOWN).astype("<i8")
         return Image(
-            self._next,
             self.floor,
             self.keys[ids].tolist(),
             self.vectors[ids].tolist(),
             ids.tobytes(),
+            np.array(self._free, dtype="<i8").tobytes(),
             self.positions[ids].tobytes(),
             self.digests[ids].astype("<u8").tobytes(),
             self.states[ids].tobytes(),
@@ -183,20 +189,38 @@ class Ledger:
 
 
 def from_image(image: Image) -> Ledger:
-    """The ledger an image was taken of. Raises ValueError when its columns do not fit together."""
-    ledger = Ledger()
-    ids = np.frombuffer(image.ids, "<i8").astype(np.int64)
-    if len(set(image.keys)) != len(ids) or (len(ids) and not 0 <= ids.min() <= ids.max() < image.next_id):
+    """The ledger an image was taken of. Raises ValueError when its columns do not fit together.
+
+    As `ids` and `free` are all numbers there are, no number in an image can ask for more memory than its own size."""
+    ids, free = _column(image.ids, "<i8").astype(np.int64), _column(image.free, "<i8").astype(np.int64)
+    rows, room = len(ids), len(ids) + len(free)
+    positions, states = _column(image.positions, f"S{WIDTH}"), _column(image.states, "u1")
+    digests, stamps = _column(image.digests, "<u8"), _column(image.stamps, "<f8")
+    if {len(image.keys), len(image.vectors), len(positions), len(states), len(digests), len(stamps)} != {rows}:
+        raise ValueError("columns differ in length")
+    if len(set(image.keys)) != rows or not np.array_equal(np.sort(np.concatenate((ids, free))), np.arange(room)):
         raise ValueError("keys and ids do not fit together")
+    if rows and not (states.min() > State.UNKNOWN and states.max() <= max(State)):
+        raise ValueError("a state is unknown")
+    if len(image.floor) != WIDTH or not in_wire_form(image.floor + image.positions):
+        raise ValueError("a position is not in its wire form")
+    ledger = Ledger()
     ledger.floor = image.floor
-    ledger._next = image.next_id
-    ledger._free = np.setdiff1d(np.arange(image.next_id), ids).tolist()
-    ledger._allocate(max(FIRST_ROWS, image.next_id))
+    ledger._next = room
+    ledger._free = free.tolist()
+    ledger._allocate(max(FIRST_ROWS, room))
     ledger._ids = dict(zip(image.keys, ids.tolist(), strict=True))
-    ledger.keys[ids] = image.keys
-    ledger.vectors[ids] = image.vectors
-    ledger.positions[ids] = np.frombuffer(image.positions, f"S{WIDTH}")
-    ledger.digests[ids] = np.frombuffer(image.digests, "<u8")
-    ledger.states[ids] = np.frombuffer(image.states, np.uint8)
-    ledger.stamps[ids] = np.frombuffer(image.stamps, "<f8")
+    ledger.keys[ids], ledger.vectors[ids] = image.keys, image.vectors
+    ledger.positions[ids], ledger.states[ids] = positions, states
+    ledger.digests[ids], ledger.stamps[ids] = digests, stamps
     return ledger
+
+
+def in_wire_form(positions: bytes) -> bool:
+    """Whether these are positions, any number of them side by side."""
+    return len(positions) % WIDTH == 0 and not positions.translate(None, HEX_DIGITS)
+
+
+def _column(raw: bytes, kind: str) -> npt.NDArray[Any]:
+    """Raises ValueError when a part of an item is left."""
+    return np.frombuffer(raw, np.dtype(kind))

@@ -2,36 +2,48 @@
 
 The manifest names what the vectors are (table, source, pin, metric, dimension), the offsets and the position they stand
 at, and a seal (SHA-256 and size) of each file; it is sealed itself. Nothing is parsed before its seal is checked, and
-nothing in it can run code: JSON, MessagePack and FAISS' own format. Written under another name and renamed when all of
-it is on the disk, so a crash leaves the snapshot before.
+nothing in it can run code: JSON, MessagePack and FAISS' own format. A seal proves that nothing was damaged, not who
+wrote it: so what is behind it is checked as well, to the last byte (`native`, `ledger`), and takes no more memory than
+a few times its size. Written under another name and renamed when all of it is on the disk, so a crash leaves the
+snapshot before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import stat
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import faiss
 import msgspec
+import numpy as np
 
 from cdc.errors import DecodeError
 from cdc.failpoint import failpoint
+from cdc.position import WIDTH
+from consumers.faiss.arrays import Ids
 from consumers.faiss.content import Content
-from consumers.faiss.durable import Seal, seal_of, sync_folder, write_bytes, write_index
-from consumers.faiss.flat import FlatIndex, flat_from
+from consumers.faiss.durable import Seal, make_folder, seal_of, sync_folder, write_bytes, write_index
+from consumers.faiss.flat import flat_of
 from consumers.faiss.index import Kind, VectorIndex
 from consumers.faiss.ivf import IvfIndex, ivf_from
-from consumers.faiss.ledger import Image, State, from_image
+from consumers.faiss.ledger import Image, Ledger, from_image, in_wire_form
 from consumers.faiss.metric import Metric
+from consumers.faiss.native import check_ivf, read_flat
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, LEDGER, INDEX = "manifest.json", "ledger.msgpack", "index.faiss"
 PREFIX = "snapshot-"
 TEMPORARY = ".writing-"
+MANIFEST_BYTES = 16 << 20  # 100,000 partitions; a larger one is not ours
 REMEDY = "it is set aside and the one before is used; if there is none, everything is replayed"
+
+
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Dimension = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]  # four times what pgvector takes
 
 
 class Kindred(msgspec.Struct, frozen=True):
@@ -41,7 +53,7 @@ class Kindred(msgspec.Struct, frozen=True):
     source: str
     pin: str
     metric: Metric
-    dimension: int | None
+    dimension: Dimension | None
 
     def differs(self, other: Kindred) -> str | None:
         """The first field that differs, as a sentence's end; a dimension that is not known yet fits any."""
@@ -59,14 +71,15 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True):
     created: float
     kindred: Kindred
     kind: Kind | None
-    trained_on: int
+    trained_on: Natural
     evenness: float
-    vectors: int
-    rows: int
+    vectors: Natural
+    rows: Natural
     watermark: str
-    offsets: list[tuple[str, int, int]]  # topic, partition, next offset
-    passed: list[tuple[str, int, int]]
+    offsets: list[tuple[str, Natural, Natural]]  # topic, partition, next offset
+    passed: list[tuple[str, Natural, Natural]]
     files: dict[str, Seal]
+    logs: list[tuple[str, int, str]] = []  # topic, partition, Kafka's id of the topic
 
 
 class _Sealed(msgspec.Struct, forbid_unknown_fields=True):
@@ -98,6 +111,7 @@ def take(content: Content, kindred: Kindred) -> Taken:
         [(topic, partition, offset) for (topic, partition), offset in content.offsets.items()],
         [(topic, partition, offset) for (topic, partition), offset in content.passed.items()],
         {},
+        [(topic, partition, log) for (topic, partition), log in content.logs.items()],
     )
     return Taken(manifest, content.ledger.image(), index.export() if index is not None else None)
 
@@ -106,7 +120,7 @@ def write(folder: Path, taken: Taken) -> None:
     """Makes the snapshot durable under `folder`, which must not exist. Raises OSError, and leaves nothing then."""
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    make_folder(temporary)
     failpoint("faiss.snapshot-begun")
     try:
         manifest = taken.manifest
@@ -134,50 +148,78 @@ def sealed(manifest: bytes) -> bytes:
 def read_manifest(folder: Path) -> Manifest:
     """Checks the manifest and the seal of every file. Raises DecodeError naming what is damaged."""
     try:
-        data = (folder / MANIFEST).read_bytes()
+        data = _read(folder / MANIFEST, MANIFEST_BYTES)
         compact = msgspec.json.format(data, indent=-1)
         outer = msgspec.json.decode(compact, type=_Sealed)
         if hashlib.sha256(outer.manifest).hexdigest() != outer.sha256 or sealed(bytes(outer.manifest)) != data:
             raise DecodeError(f"{folder / MANIFEST} does not match its own seal", hint=REMEDY)
         manifest = msgspec.json.decode(outer.manifest, type=Manifest)
+        if set(manifest.files) != {LEDGER} | ({INDEX} if manifest.kind is not None else set()):
+            raise ValueError("the manifest names other files")
         for name, (checksum, size) in manifest.files.items():
             path = folder / name
-            if path.stat().st_size != size or seal_of(path) != (checksum, size):
+            if _size(path) != size or seal_of(path) != (checksum, size):
                 raise DecodeError(f"{path} does not match the manifest", hint=REMEDY)
-    except (OSError, msgspec.DecodeError, ValueError) as error:
+        if len(manifest.watermark) != WIDTH or not in_wire_form(manifest.watermark.encode()):
+            raise ValueError("the watermark is no position")
+    except (OSError, msgspec.DecodeError, ValueError, RecursionError) as error:
         raise DecodeError(f"{folder} is damaged: {error}", hint=REMEDY) from error
     if manifest.format != FORMAT:
         raise DecodeError(f"{folder} has format {manifest.format}, this version reads {FORMAT}", hint=REMEDY)
     return manifest
 
 
+def _size(path: Path) -> int:
+    """Of a file itself: a link or a device is none of ours, and reading one might never end."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path.name} is not a file")
+    return found.st_size
+
+
+def _read(path: Path, most: int) -> bytes:
+    if _size(path) > most:
+        raise ValueError(f"{path.name} is larger than {most} bytes")
+    return path.read_bytes()
+
+
 def load(folder: Path, manifest: Manifest, content: Content) -> None:
     """Fills an empty content from files whose seals were checked. Raises DecodeError when they do not fit together."""
     try:
         image = msgspec.msgpack.decode((folder / LEDGER).read_bytes(), type=Image)
+        if len(image.keys) != manifest.rows:
+            raise ValueError("the ledger is not the one of the manifest")
         ledger = from_image(image)
-        index = _index(folder, manifest)
-        if (index.size if index is not None else 0) != ledger.counts()[State.LIVE]:
-            raise ValueError("the index and the ledger count differently")
-    except (OSError, RuntimeError, ValueError, IndexError, KeyError, msgspec.DecodeError) as error:
+        index = _index(folder, manifest, ledger)
+    except (OSError, RuntimeError, ValueError, msgspec.DecodeError) as error:
         raise DecodeError(f"{folder} cannot be loaded: {error}", hint=REMEDY) from error
     content.ledger, content.index = ledger, index
     content.offsets = {(topic, partition): offset for topic, partition, offset in manifest.offsets}
     content.passed = {(topic, partition): offset for topic, partition, offset in manifest.passed}
+    content.logs = {(topic, partition): log for topic, partition, log in manifest.logs}
     content.watermark = manifest.watermark.encode()
     if content.source.dimension is None:
         content.source.dimension = manifest.kindred.dimension
 
 
-def _index(folder: Path, manifest: Manifest) -> VectorIndex | None:
+def _index(folder: Path, manifest: Manifest, ledger: Ledger) -> VectorIndex | None:
+    live, metric, path = ledger.live(), manifest.kindred.metric, folder / INDEX
     if manifest.kind is None:
+        if len(live) or manifest.vectors:
+            raise ValueError("an index is missing")
         return None
-    native: Any = faiss.read_index(str(folder / INDEX))
-    index: FlatIndex | IvfIndex
+    dimension = manifest.kindred.dimension
+    if dimension is None:
+        raise ValueError("an index without a dimension")
     if manifest.kind == "flat":
-        index = flat_from(native, manifest.kindred.metric)
-    else:
-        index = ivf_from(native, manifest.trained_on, manifest.evenness)
-    if index.size != manifest.vectors or index.dimension != manifest.kindred.dimension:
-        raise ValueError("the index is not the one of the manifest")
-    return index
+        ids, vectors = read_flat(path, dimension, manifest.vectors, metric)
+        _agree(ids, live)
+        return flat_of(ids, vectors, metric)
+    _agree(check_ivf(path, dimension, manifest.vectors, metric), live)
+    return ivf_from(faiss.read_index(str(path)), manifest.trained_on, manifest.evenness)
+
+
+def _agree(ids: Ids, live: Ids) -> None:
+    """Each live row has its vector, once, and nothing else has."""
+    if not np.array_equal(np.sort(ids), live):
+        raise ValueError("the index and the ledger do not hold the same ids")

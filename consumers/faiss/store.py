@@ -9,7 +9,8 @@ from what was in memory, until `open` has loaded the next: that is what a search
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -17,7 +18,7 @@ import faiss
 
 from cdc import log
 from cdc.config import Config
-from cdc.errors import ConfigError, StoreError, StoreLost
+from cdc.errors import ConfigError, ConnectError, StoreError, StoreLost
 from consumers.embedder import Embedder, embedder_from
 from consumers.faiss.columns import Source, TextColumn, VectorColumn
 from consumers.faiss.content import Content
@@ -26,10 +27,11 @@ from consumers.faiss.keeper import Keeper
 from consumers.faiss.reading import Reading
 from consumers.faiss.snapshot import Kindred
 from consumers.faiss.training import Training
-from consumers.store import Applied, Batch, Offsets
+from consumers.store import Applied, Batch, Offsets, Partition
 
 LOG = log.get(__name__)
 T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, a quota: it passes
 
 
 class Opened(NamedTuple):
@@ -67,7 +69,8 @@ class FaissStore(Reading):
     # Store
 
     async def open(self) -> Offsets:
-        """Loads the newest usable snapshot. Raises StoreError when another process has the index."""
+        """Loads the newest usable snapshot. Raises StoreError when another process has the index, ConnectError while
+        the disk is full."""
         await self.close()
         threads = self._settings.threads
         pools = self._pools = _pool("write", 1, threads), _pool("background", 2, threads)  # a snapshot and a training
@@ -76,18 +79,15 @@ class FaissStore(Reading):
         except BaseException as error:
             await self.close()
             if isinstance(error, OSError):
-                raise StoreError(
-                    f"the index in {self._home.path} cannot be opened: {error}",
-                    hint="set faiss.path to a folder this user may write",
-                ) from error
+                raise self._unwritable(error) from error
             raise
         self._opened, self.content = opened, opened.content
         return {**opened.content.offsets, **opened.content.passed}
 
     def _open(self, pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor]) -> Opened:
         generation = Generation(self._home.path / (self._wanted or self._home.live()))
-        generation.lock()
         self._generation = generation
+        generation.lock()
         generation.tidy()
         source = self._source()
         content = Content(source, self._settings.metric, "faiss.shadow" if self._wanted else "faiss")
@@ -95,6 +95,24 @@ class FaissStore(Reading):
         keeper.load()
         content.measure()
         return Opened(content, keeper, Training(self._settings, content, *pools))
+
+    @property
+    def logs(self) -> Mapping[Partition, str]:
+        """As of the snapshot, or of `begin` since."""
+        return self._running().content.logs
+
+    async def begin(self, logs: Mapping[Partition, str], void: Collection[Partition]) -> None:
+        """Durable with the next snapshot: a crash before it finds the old logs with the old offsets."""
+        opened = self._running()
+        await self._write(lambda: self._begin(opened, logs, void))
+
+    def _begin(self, opened: Opened, logs: Mapping[Partition, str], void: Collection[Partition]) -> None:
+        content = opened.content
+        content.logs.update(logs)
+        for partition in void:
+            content.offsets.pop(partition, None)
+            content.passed.pop(partition, None)
+        opened.keeper.forget(void)
 
     async def apply(self, batch: Batch) -> Applied:
         """Makes a batch searchable. Raises StoreError when a training failed."""
@@ -147,12 +165,21 @@ class FaissStore(Reading):
         """Raises StoreLost when a rebuild put another generation in our place; mends a folder that was removed."""
         keeper = self._running().keeper
         await keeper.collect(wait=False)
-        await asyncio.to_thread(self._look, keeper)
+        try:
+            await asyncio.to_thread(self._look, keeper)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> StoreError | ConnectError:
+        where = f"the index in {self._home.path} cannot be opened: {error.strerror or error}"
+        if error.errno in FULL:
+            return ConnectError(where, hint="make room: it is tried again until it works")
+        return StoreError(where, hint="set faiss.path to a folder this user may write")
 
     def _look(self, keeper: Keeper) -> None:
         if self._wanted is None:
             ours = keeper.generation.path.name
-            live, _replaced = self._home.current()
+            live = self._home.sound()
             if live is None:
                 self._home.point(ours, None)
             elif live != ours:
