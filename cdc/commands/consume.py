@@ -33,13 +33,13 @@ def consume_faiss(context: typer.Context) -> None:
 
 
 def _begin(context: typer.Context, store: str) -> Config:
-    from cdc import log, metrics
+    from cdc import listening, log, metrics
 
     log.configure(f"consumer-{store}", verbose=context.obj.verbose)
     config = configuration(context)
     port = config.metrics.redis_port if store == "redis" else config.metrics.faiss_port
     port = metrics.serve(config.metrics.host, port)
-    log.get(__name__).info("metrics are served", store=store, address=f"{config.metrics.host}:{port}")
+    listening.announce("metrics are served", config.metrics.host, port)
     return config
 
 
@@ -56,7 +56,7 @@ async def _redis(config: Config) -> None:
 
 
 async def _faiss(config: Config) -> None:
-    from cdc import log
+    from cdc import listening
     from cdc.commands.searching import parts
     from consumers.faiss import FaissStore
     from consumers.gateway.app import create_app
@@ -69,7 +69,7 @@ async def _faiss(config: Config) -> None:
     app = create_app(parts(config, store, memory, runtime))
     try:
         async with GatewayServer(app, config.gateway.host, config.gateway.port) as gateway:
-            log.get(__name__).info("searches are answered", address=f"{config.gateway.host}:{gateway.port}")
+            listening.announce("searches are answered", config.gateway.host, gateway.port)
             await runtime.serve()
     finally:
         await memory.close()

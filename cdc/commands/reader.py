@@ -17,12 +17,12 @@ def reader(context: typer.Context) -> None:
     """Streams PostgreSQL's changes into Kafka."""
     import uvloop
 
-    from cdc import log, metrics
+    from cdc import listening, log, metrics
 
     log.configure("reader", verbose=context.obj.verbose)
     config = configuration(context)
     port = metrics.serve(config.metrics.host, config.metrics.reader_port)
-    log.get(__name__).info("metrics are served", address=f"{config.metrics.host}:{port}")
+    listening.announce("metrics are served", config.metrics.host, port)
     uvloop.run(_read(config))
 
 

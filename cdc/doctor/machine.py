@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cdc.config import Config, Faiss
 from cdc.doctor.finding import Finding, error, ok, warning
+from cdc.listening import REMEDY, is_loopback
 
 AREA = "machine"
 ANSWER_SECONDS = 1.0
@@ -51,7 +52,9 @@ def _largest_snapshot(path: Path) -> int:
 
 
 def _port(what: str, host: str, port: int) -> Iterator[Finding]:
-    """Free, or already served by a process of ours."""
+    """Free, or already served by a process of ours; for others to reach or not."""
+    if not is_loopback(host):
+        yield warning(AREA, f"{what}: whoever reaches {host}:{port} is answered, unprotected", REMEDY)
     if port == 0:
         yield ok(AREA, f"{what}: any free port")
         return

@@ -96,13 +96,14 @@ _ATTRIBUTES = """
 SELECT a.attnum, a.attname, a.atttypid::int8, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated <> ''
 FROM pg_attribute a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
-# CHECK constraints of one float or numeric column alone that call no function of the user's.
+# CHECK constraints of one float or numeric column alone that use nothing a user made (functions, operators, types):
+# they are evaluated with our rights. What PostgreSQL brings itself has no entry in pg_depend.
 _CHECKS = """
 SELECT a.attnum, quote_ident(a.attname), a.atttypid::regtype::text, pg_get_expr(c.conbin, c.conrelid)
 FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND ARRAY[a.attnum] = c.conkey
 WHERE c.conrelid = %s AND c.contype = 'c' AND c.convalidated AND a.atttypid = ANY(%s) AND NOT EXISTS (
     SELECT FROM pg_depend d
-    WHERE d.classid = 'pg_constraint'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_proc'::regclass)
+    WHERE d.classid = 'pg_constraint'::regclass AND d.objid = c.oid AND d.refclassid <> 'pg_class'::regclass)
 """
 _REFUSES = """
 SELECT NOT bool_or(coalesce(({check}), true)) FROM unnest('{{NaN,Infinity,-Infinity}}'::{type}[]) AS v({name})
