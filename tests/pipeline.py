@@ -204,11 +204,11 @@ class Running:
         await self.source.crash()
         self.source = ReaderTask(self._reading)
 
-    async def caught_up(self) -> None:
+    async def caught_up(self, seconds: float = LIMIT_SECONDS) -> None:
         """Returns once both stores hold everything that is committed now, snapshots included."""
-        await until(self._snapshots_done, "the snapshots")
+        await until(self._snapshots_done, "the snapshots", seconds)
         target = await asyncio.to_thread(emit, self.config, HEARTBEAT)
-        await until(lambda: self._reached(target), "stores fresh up to the marker")
+        await until(lambda: self._reached(target), "stores fresh up to the marker", seconds)
 
     async def _snapshots_done(self) -> bool:
         self._check()
@@ -294,30 +294,38 @@ def assert_in_order(records: Iterable[Record]) -> None:
     """Positions strictly grow in each partition, so nothing is there twice; a tombstone shares its delete's."""
     last: dict[int, Record] = {}
     for record in records:
-        before = last.get(record.partition)
-        if before is not None:
-            tombstone = record.value is None and before.value is not None and before.key == record.key
-            right = record.position == before.position if tombstone else record.position > before.position
-            assert right, (before, record)
-        assert record.value is not None or before is not None, record
+        assert follows(last.get(record.partition), record), (last.get(record.partition), record)
         last[record.partition] = record
+
+
+def follows(before: Record | None, record: Record) -> bool:
+    """Whether a partition may go on with `record`."""
+    if before is None:
+        return record.value is not None
+    tombstone = record.value is None and before.value is not None and before.key == record.key
+    return record.position == before.position if tombstone else record.position > before.position
 
 
 def compacted(records: Iterable[Record]) -> dict[bytes, Record]:
     """What remains of a topic: each key's last record, less what is deleted or below a marker."""
     held: dict[bytes, Record] = {}
     for record in records:
-        if record.key in MARKER_KEYS:
-            below = record.event["source"]["below"].encode()
-            inside = [key for key, other in held.items() if other.partition == record.partition]
-            for key in inside:
-                if held[key].position < below:
-                    del held[key]
-        elif record.value is None:
-            held.pop(record.key, None)
-        elif record.event["op"] != "d":
-            held[record.key] = record
+        compact(held, record)
     return held
+
+
+def compact(held: dict[bytes, Record], record: Record) -> None:
+    """The next record of a topic, by what `compacted` says."""
+    if record.key in MARKER_KEYS:
+        below = record.event["source"]["below"].encode()
+        inside = [key for key, other in held.items() if other.partition == record.partition]
+        for key in inside:
+            if held[key].position < below:
+                del held[key]
+    elif record.value is None:
+        held.pop(record.key, None)
+    elif record.event["op"] != "d":
+        held[record.key] = record
 
 
 Texts = dict[str, str | None]
@@ -343,8 +351,13 @@ def _oracle(text: str | None, kind: str) -> str | None:
 
 def topic_rows(records: Iterable[Record], columns: Mapping[str, str] = COLUMNS) -> list[Texts]:
     """The rows of a compacted topic in the same form."""
+    return texts_of(compacted(records).values(), columns)
+
+
+def texts_of(records: Iterable[Record], columns: Mapping[str, str] = COLUMNS) -> list[Texts]:
+    """The rows of upserts."""
     rows = []
-    for record in compacted(records).values():
+    for record in records:
         after = msgspec.json.decode(record.value or b"", type=dict[str, msgspec.Raw])["after"]
         fragments = msgspec.json.decode(after, type=dict[str, msgspec.Raw])
         rows.append({name: _wire_text(bytes(fragments[name]), kind) for name, kind in columns.items()})
@@ -362,14 +375,14 @@ def by_id(rows: Iterable[Texts]) -> dict[str | None, Texts]:
     return {row["id"]: row for row in rows}
 
 
-def redis_rows(config: Config, columns: Mapping[str, str] = COLUMNS) -> list[Texts]:
-    """What Redis holds of `memories`, in the same form."""
+def redis_rows(config: Config, columns: Mapping[str, str] = COLUMNS, table: str = "memories") -> list[Texts]:
+    """What Redis holds of a table with the key `id`, in the same form."""
     rows = []
     with redis.Redis.from_url(config.redis.url) as client:
-        for key in client.scan_iter("memories:*", count=1000):
+        for key in client.scan_iter(f"{table}:*", count=1000):
             fields = {name.decode(): value for name, value in client.hgetall(key).items()}
             row = {name: _field(fields.get(name), kind) for name, kind in columns.items()}
-            assert key == f"memories:{row['id']}".encode()
+            assert key == f"{table}:{row['id']}".encode()
             rows.append(row)
     return rows
 

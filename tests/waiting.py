@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 LIMIT_SECONDS = 40.0  # far beyond anything the code does on a slow machine
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, seconds: float = LIMIT_SECONDS) -> None:
     """Returns when the condition holds; fails with `what` otherwise."""
-    deadline = asyncio.get_running_loop().time() + LIMIT_SECONDS
+    deadline = asyncio.get_running_loop().time() + seconds
     while True:
         result = condition()
         if result if isinstance(result, bool) else await result:
             return
-        assert asyncio.get_running_loop().time() < deadline, f"never happened: {what}"
+        assert asyncio.get_running_loop().time() < deadline, f"not within {seconds:g} s: {what}"
         await asyncio.sleep(0.02)
