@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import random
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -20,6 +19,7 @@ from cdc.assembler import Assembler, Assembly
 from cdc.config import Config
 from cdc.errors import CdcError, ConnectError, GapError, LoginError
 from cdc.failpoint import failpoint
+from cdc.holding import BACKOFF, hold, pause
 from cdc.kafka.chunk import Batches
 from cdc.kafka.progress import Progress, SnapshotState
 from cdc.log import get
@@ -50,7 +50,6 @@ from cdc.source.watch import watch
 log = get(__name__)
 DRAIN_BYTES = 256 << 10  # decoded in one go: about 5 ms, in which nothing else runs
 GAP_SECONDS = 15.0  # a refused reader stays up that long, so that Prometheus (5 s) sees why
-BACKOFF = (0.2, 10.0)  # seconds: first and longest wait before a session is tried again
 STANDBY_SECONDS = 1.0  # how often a standby asks for the slot
 
 
@@ -93,7 +92,7 @@ class Reader:
                 wait = BACKOFF[0] if time.monotonic() - begun > BACKOFF[1] else min(wait * 2, BACKOFF[1])
                 READER_RETRIES.labels(self._config.source_name, type(error).__name__).inc()
                 log.warning("waiting", reason=error.message, hint=error.hint, seconds=round(wait, 1))
-                await self._or_stop(asyncio.sleep(wait * random.uniform(0.5, 1)))
+                await self._or_stop(asyncio.sleep(pause(wait)))
             except TablesChanged as change:
                 log.info("beginning anew", reason=change.message)
             except GapError as error:
@@ -120,12 +119,20 @@ class Reader:
         except psycopg.Error as error:
             raise connect_error(error) from error
         SOURCE_GAP.labels(self._config.source_name).set(0)
+        run = _Run(self._config, session, self)
         try:
-            await _Run(self._config, session, self).work()
-        except* (CdcError, psycopg.Error) as group:
-            raise _worst(group) from group
+            await self._at_work(run)
+        except ConnectError:
+            await run.hold()
+            raise
         finally:
             await session.close()
+
+    async def _at_work(self, run: _Run) -> None:
+        try:
+            await run.work()
+        except* (CdcError, psycopg.Error) as group:
+            raise _worst(group) from group
 
 
 class _Run:
@@ -242,6 +249,10 @@ class _Run:
         """Tells the slot what is durable, never more."""
         self._session.stream.send_status(self._durable.end_lsn)
         READER_FEEDBACK.labels(self._config.source_name).set_to_current_time()
+
+    async def hold(self) -> None:
+        """After a lost server: if it is Kafka, the slot stays ours until Kafka is back."""
+        await hold(self._session.writer, self._status(), self._config.source_name)
 
     async def _status(self) -> None:
         """On a timer: an unanswered wal_sender_timeout would end the stream."""

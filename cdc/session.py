@@ -23,6 +23,7 @@ from cdc.failpoint import failpoint
 from cdc.kafka.progress import Progress, SnapshotState, read_progress
 from cdc.kafka.topics import ensure_topics
 from cdc.kafka.writer import Writer
+from cdc.source.beside import beside
 from cdc.source.catalog import Catalog, SelectedTable
 from cdc.source.connection import connect
 from cdc.source.events import Decoder
@@ -58,7 +59,7 @@ async def open_session(config: Config) -> Session:
     catalog = Catalog(None, config)
     connection: Connection | None = None
     try:
-        tables = usable(catalog.selected_tables(), config)  # 1
+        tables = usable(await beside(catalog.selected_tables), config)  # 1, beside: a silent server takes its time
         partitions = await ensure_topics(config.kafka, tables)
         connection = connect(config.postgres)
         return await _open(config, catalog, connection, tables, partitions)

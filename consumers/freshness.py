@@ -132,7 +132,12 @@ class Freshness:
 
     async def _read(self) -> None:
         """One connection's life. Raises KafkaError, also while the topic is not there yet."""
-        consumer = AIOKafkaConsumer(**self._config.kafka.client_options(), isolation_level="read_committed")
+        kafka = self._config.kafka
+        consumer = AIOKafkaConsumer(
+            **kafka.client_options(),
+            request_timeout_ms=int(kafka.request_timeout_seconds * 1000),
+            isolation_level="read_committed",
+        )
         try:
             await consumer.start()
             if self._config.kafka.heartbeat_topic not in await consumer.topics():

@@ -80,7 +80,12 @@ class Parked:
 
     async def _read(self) -> None:
         """One connection's life. Raises KafkaError."""
-        consumer = AIOKafkaConsumer(**self._config.kafka.client_options(), auto_offset_reset="earliest")
+        kafka = self._config.kafka
+        consumer = AIOKafkaConsumer(
+            **kafka.client_options(),
+            request_timeout_ms=int(kafka.request_timeout_seconds * 1000),
+            auto_offset_reset="earliest",
+        )
         try:
             await consumer.start()
             if self._topic not in await consumer.topics():

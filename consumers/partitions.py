@@ -77,6 +77,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         """Connects and joins. Raises KafkaError; call again after that. LoginError: that would not help."""
         consumer = AIOKafkaConsumer(
             **self._config.kafka.client_options(),
+            request_timeout_ms=int(self._config.kafka.request_timeout_seconds * 1000),
             group_id=self._group,
             isolation_level="read_committed",
             enable_auto_commit=False,

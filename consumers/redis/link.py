@@ -18,8 +18,6 @@ from cdc.config import Redis as Settings
 from cdc.errors import ConfigError
 from consumers.redis.failures import translate
 
-CONNECT_SECONDS = 5.0  # a server that does not take a connection by then is down for us
-REPLY_SECONDS = 30.0  # a batch takes milliseconds; a server that forks or fails over may pause for seconds
 RETRIES = 1  # at once, for a connection that went stale; waiting longer is the runtime's part
 
 _SOURCES = {
@@ -38,7 +36,7 @@ class Link:
                 settings.url,
                 **settings.client_options(),
                 protocol=2,
-                socket_connect_timeout=CONNECT_SECONDS,
+                socket_connect_timeout=settings.connect_seconds,
                 socket_timeout=None,  # _guarded instead: the client's own costs a task a call
                 retry=Retry(NoBackoff(), RETRIES),
             )
@@ -46,6 +44,7 @@ class Link:
             raise ConfigError(
                 "[redis] url is no address", hint="write it like redis://host:6379/0, or rediss:// for TLS"
             ) from None
+        self._reply_seconds = settings.reply_seconds
         options = pool.connection_kwargs
         if database is not None:
             options["db"] = database
@@ -80,7 +79,7 @@ class Link:
     async def _guarded(self) -> AsyncIterator[None]:
         """Bounds the time of a call and translates its errors."""
         try:
-            async with asyncio.timeout(REPLY_SECONDS):
+            async with asyncio.timeout(self._reply_seconds):
                 yield
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             raise translate(error, self.where) from error
