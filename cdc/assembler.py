@@ -15,11 +15,13 @@ from typing import Any
 import msgspec
 
 from cdc.config import Config
+from cdc.dead_letter import READER
 from cdc.envelope import SWEEP_KEY, TRUNCATE_KEY
-from cdc.kafka.chunk import Chunk, Heartbeat
+from cdc.kafka.chunk import Chunk, Heartbeat, Outgoing
 from cdc.kafka.progress import Progress, SnapshotState
 from cdc.log import get
 from cdc.metrics import READER_RECORDS
+from cdc.oversized import Oversized
 from cdc.position import Position
 from cdc.source.events import UNCHANGED, UNKNOWN, Begin, Commit, Event, Fragment, Message, Row, Table, Truncate
 from cdc.source.fill import Hole, has_hole
@@ -65,7 +67,12 @@ class Assembler:
     """Feed it events in the order of the stream; take chunks when `ready`."""
 
     def __init__(
-        self, config: Config, origin: Origin, progress: Progress, on_request: Callable[[dict[str, object]], None]
+        self,
+        config: Config,
+        origin: Origin,
+        progress: Progress,
+        on_request: Callable[[dict[str, object]], None],
+        oversized: Oversized | None = None,
     ) -> None:
         self._config, self._origin, self._progress, self._on_request = config, origin, progress, on_request
         self._rows_bound, self._bytes_bound = config.kafka.transaction_rows, config.kafka.transaction_bytes
@@ -75,6 +82,7 @@ class Assembler:
         self._in_transaction = False
         self._envelopes: dict[int, tuple[Envelope, str, Name]] = {}
         self._chunk = Assembly()
+        self._oversized = oversized or Oversized(config, {})
         self._offers: dict[str, Offer] = {}
         self.windows = Windows()
         self.requested: set[str] = set()  # tables asked for whose snapshot has not begun
@@ -207,11 +215,20 @@ class Assembler:
             index = len(chunk.records[topic]) - 1
             chunk.holes.append(Hole(topic, index, envelope, op, ordinal, row))
             return
-        chunk.add(topic, key, value, envelope.timestamp_ms, headers)
+        self._put(topic, (key, value, envelope.timestamp_ms, headers))
+
+    def _put(self, topic: str, record: Outgoing) -> None:
+        """A row; one that is too large is replaced, and one that follows such a row settles its letter."""
+        oversized, chunk = self._oversized, self._chunk
+        if len(record[0]) + len(record[1] or b"") > oversized.limit:
+            record = oversized.instead(chunk, topic, record)
+        elif oversized.letters:
+            oversized.settled(chunk, topic, record[0], record[2])
+        chunk.add(topic, *record)
 
     def _delete(self, envelope: Envelope, topic: str, key: bytes, old: list[Fragment], ordinal: int) -> None:
         value, headers = envelope.delete(old, ordinal)
-        self._chunk.add(topic, key, value, envelope.timestamp_ms, headers)
+        self._put(topic, (key, value, envelope.timestamp_ms, headers))
         self._chunk.add(topic, key, None, envelope.timestamp_ms, headers)
 
     def _truncate(self, event: Truncate) -> None:
@@ -221,6 +238,8 @@ class Assembler:
             if ordinal := self._next():
                 below = Position(self._origin.epoch, self._begin.commit_lsn, ordinal).encode().decode()
                 self._mark(envelope, topic, TRUNCATE_KEY, below, ordinal)
+        if self.full:  # the chunk may be taken here: its progress has to tell of the markers
+            self._move(self._ordinal, complete=False)
 
     def _mark(self, envelope: Envelope, topic: str, key: bytes, below: str, ordinal: int) -> None:
         value, headers = envelope.marker(below, ordinal)
@@ -257,7 +276,7 @@ class Assembler:
             key = envelope.key(row)
             if key not in window.keys:
                 value, headers = envelope.upsert(b"r", row, self._next())
-                self._chunk.add(topic, key, value, envelope.timestamp_ms, headers)
+                self._put(topic, (key, value, envelope.timestamp_ms, headers))
         self._finish(offer, envelope, topic)
 
     def _finish(self, offer: Offer, envelope: Envelope, topic: str) -> None:
@@ -280,7 +299,10 @@ class Assembler:
 
     def count(self, chunk: Assembly) -> None:
         """Metrics, once the chunk is durable."""
+        letters = self._config.kafka.dead_letter_topic(READER)
         for topic, records in chunk.records.items():
+            if topic == letters:
+                continue
             table = topic.removeprefix(self._config.kafka.prefix + ".")
             ops = Counter([TOMBSTONE if value is None else value[OP] for _key, value, _time, _headers in records])
             for op, count in ops.items():

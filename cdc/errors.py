@@ -7,6 +7,7 @@
     ├── PreconditionError     a server is reachable but not set up for us (doctor's findings)
     ├── GapError              changes are lost between slot and progress; only a resync mends it
     ├── DecodeError           bytes from the plugin, a topic or a snapshot file do not parse
+    ├── StuckError            the source cannot show a change, again and again at the same place
     ├── RecordError           one record cannot be applied (it goes to the dead-letter topic)
     ├── StoreError            a store refuses or lost its data
     │   └── StoreLost         the store lost its state and is to be refilled by replay
@@ -53,6 +54,12 @@ class GapError(CdcError):
 
 class DecodeError(CdcError):
     """Bytes do not parse; carries where."""
+
+
+class StuckError(CdcError):
+    """The output plugin fails at the same change every time; no retry gets past it."""
+
+    reason = "undecodable"
 
 
 class RecordError(CdcError):

@@ -47,6 +47,10 @@ READER_BYTES = Counter("cdc_reader_stream_bytes_total", "Bytes received from the
 READER_BATCH = Histogram("cdc_reader_batch_records", "Records a Kafka transaction", ["source"], buckets=SIZE_BUCKETS)
 READER_RETRIES = Counter("cdc_reader_retries_total", "Restarts of the stream or the writer", ["source", "reason"])
 READER_FILLED = Counter("cdc_reader_filled_total", "Column values re-selected from the source", ["table", "reason"])
+READER_OVERSIZED = Counter("cdc_reader_oversized_total", "Rows too large for a record, set aside", ["table"])
+READER_BLOCKED = Gauge(
+    "cdc_reader_blocked", "1 while the reader waits for a person at a change it cannot pass", ["source", "reason"]
+)
 READER_BUFFER = Gauge("cdc_reader_buffer_bytes", "Bytes read from the slot and not yet durable in Kafka", ["source"])
 COMMIT_TO_KAFKA = Histogram(
     "cdc_commit_to_kafka_seconds", "Source commit to durable in Kafka", ["source"], buckets=LAG_BUCKETS

@@ -17,15 +17,16 @@ import psycopg
 
 from cdc.assembler import Assembler, Assembly
 from cdc.config import Config
-from cdc.errors import CdcError, ConnectError, GapError, LoginError
+from cdc.errors import CdcError, ConnectError, GapError, LoginError, RecordError, StuckError
 from cdc.failpoint import failpoint
 from cdc.holding import BACKOFF, hold, pause
-from cdc.kafka.chunk import Batches
+from cdc.kafka.chunk import Batches, Outgoing
 from cdc.kafka.progress import Progress, SnapshotState
 from cdc.log import get
 from cdc.metrics import (
     COMMIT_TO_KAFKA,
     READER_BATCH,
+    READER_BLOCKED,
     READER_BUFFER,
     READER_BYTES,
     READER_COMMIT_TIME,
@@ -44,12 +45,13 @@ from cdc.source.heartbeat import beat
 from cdc.source.rows import Origin
 from cdc.source.selection import TablesChanged
 from cdc.source.snapshot import OnProgress, SnapshotJob
-from cdc.source.stream import SlotBusy
-from cdc.source.watch import watch
+from cdc.source.stream import PluginFailed, SlotBusy
+from cdc.source.watch import watch, watch_slot
 
 log = get(__name__)
 DRAIN_BYTES = 256 << 10  # decoded in one go: about 5 ms, in which nothing else runs
 GAP_SECONDS = 15.0  # a refused reader stays up that long, so that Prometheus (5 s) sees why
+STUCK_TRIES = 3  # the plugin's failures at one change until it is refused: each costs PostgreSQL seconds and gigabytes
 STANDBY_SECONDS = 1.0  # how often a standby asks for the slot
 
 
@@ -69,6 +71,8 @@ class Reader:
         self._config = config
         self.on_snapshot = on_snapshot or _log_progress
         self._gap_seconds = gap_seconds
+        self._waits = gap_seconds > 0
+        self._failures, self._place = 0, ""  # of the output plugin, in a row, at the same change
         self._stop = asyncio.Event()
         self.progress: Progress | None = None
 
@@ -100,6 +104,32 @@ class Reader:
                 log.critical("refusing to run", reason=error.message, hint=error.hint)
                 await self._or_stop(asyncio.sleep(self._gap_seconds))
                 raise
+            except RecordError as error:
+                await self._wait_for_a_person(error, error.reason)
+                raise
+
+    async def _refuse_if_stuck(self, error: ConnectError) -> None:
+        """Raises StuckError when the plugin fails at the same change again and again; costly each time, and in vain."""
+        place = error.place if isinstance(error, PluginFailed) else ""
+        self._failures = self._failures + 1 if place and place == self._place else 1
+        self._place = place
+        if not place or self._failures < STUCK_TRIES:
+            return
+        stuck = StuckError(
+            f"PostgreSQL cannot show the change at {place}, {self._failures} times in a row: {error.message}",
+            hint=f"{_stuck_hint(error.message)}; nothing behind it can be read: docs/operations.md#reader-blocked",
+        )
+        await self._wait_for_a_person(stuck, stuck.reason)
+        raise stuck from error
+
+    async def _wait_for_a_person(self, error: CdcError, reason: str) -> None:
+        """Trying again costs much and cannot help, so the process stays up, says so, and watches its slot."""
+        blocked = READER_BLOCKED.labels(self._config.source_name, reason)
+        blocked.set(1)
+        log.critical("blocked until somebody helps and starts it again", reason=error.message, hint=error.hint)
+        if self._waits:
+            await self._or_stop(watch_slot(self._config))
+        blocked.set(0)
 
     async def _or_stop(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs `work` until it ends or `stop` is called."""
@@ -142,7 +172,7 @@ class _Run:
         self._config, self._session, self._reader = config, session, reader
         self._durable = reader.progress = session.progress
         origin = Origin(config.source_name, session.database, session.progress.epoch)
-        self._assembler = Assembler(config, origin, session.progress, self._request)
+        self._assembler = Assembler(config, origin, session.progress, self._request, session.oversized)
         self._ready = asyncio.Event()
         self._taken = asyncio.Event()
         self._wanted: asyncio.Queue[tuple[tuple[str, str], SnapshotState]] = asyncio.Queue()
@@ -222,7 +252,14 @@ class _Run:
             names = [hole.envelope.table.columns[i].name for i in hole.filled]
             value, headers = hole.envelope.upsert(hole.op, hole.row, hole.ordinal, names)
             key, _, timestamp, _ = chunk.records[hole.topic][hole.index]
-            chunk.records[hole.topic][hole.index] = (key, value, timestamp, headers)
+            chunk.records[hole.topic][hole.index] = self._fitting(chunk, hole.topic, (key, value, timestamp, headers))
+
+    def _fitting(self, chunk: Assembly, topic: str, record: Outgoing) -> Outgoing:
+        oversized = self._session.oversized
+        if len(record[0]) + len(record[1] or b"") > oversized.limit:
+            return oversized.instead(chunk, topic, record)
+        oversized.settled(chunk, topic, record[0], record[2])
+        return record
 
     def _settle(self, chunk: Assembly, durable_us: int) -> None:
         """The chunk is durable: feedback, answers to snapshots, metrics."""
@@ -285,6 +322,16 @@ class _Run:
                 self._config, table, catalog.text_columns(table), state, self._assembler.offer, self._reader.on_snapshot
             )
             await job.run()
+
+
+def _stuck_hint(said: str) -> str:
+    if "string buffer" in said or "memory alloc" in said:
+        return (
+            "a row is larger than the plugin can show (1 GB as text): pgoutput may, else `cdc resync` without the row"
+        )
+    if "publication" in said:
+        return "the change is older than the publication, which somebody dropped: run `cdc resync`"
+    return "see PostgreSQL's log; where it cannot be mended, run `cdc resync`"
 
 
 def _log_progress(table: str, rows: int, estimated: int) -> None:

@@ -18,12 +18,14 @@ import msgspec
 from psycopg import Connection
 
 from cdc.config import Config
+from cdc.dead_letter import READER
 from cdc.errors import PreconditionError
 from cdc.failpoint import failpoint
 from cdc.kafka.progress import Progress, SnapshotState, read_progress
 from cdc.kafka.topics import ensure_topics
 from cdc.kafka.writer import Writer
 from cdc.source.beside import beside
+from cdc.oversized import Oversized, open_oversized
 from cdc.source.catalog import Catalog, SelectedTable
 from cdc.source.connection import connect
 from cdc.source.events import Decoder
@@ -45,6 +47,7 @@ class Session:
     database: str
     progress: Progress
     tables: list[tuple[str, str]]
+    oversized: Oversized
 
     async def close(self) -> None:
         """Frees the slot, then the rest."""
@@ -61,6 +64,7 @@ async def open_session(config: Config) -> Session:
     try:
         tables = usable(await beside(catalog.selected_tables), config)  # 1, beside: a silent server takes its time
         partitions = await ensure_topics(config.kafka, tables)
+        partitions[config.kafka.dead_letter_topic(READER)] = 1
         connection = connect(config.postgres)
         return await _open(config, catalog, connection, tables, partitions)
     except BaseException:
@@ -93,12 +97,13 @@ async def _open(
         writer = Writer(config, partitions)
         await writer.start()  # 3
         progress = await _progress(config, connection, tables)  # 4, 5
+        oversized = await open_oversized(config)
     except BaseException:
         stream.close()
         await writer.close()
         raise
     database = connection.info.dbname
-    return Session(stream, writer, decoder, catalog, connection, database, progress, tables)  # 6
+    return Session(stream, writer, decoder, catalog, connection, database, progress, tables, oversized)  # 6
 
 
 async def _fresh_slot(config: Config, connection: Connection, slot: Slot | None) -> Slot:

@@ -15,8 +15,9 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsErr
 
 from cdc import log, metrics
 from cdc.config import Config
+from cdc.dead_letter import CLOSING, KIND, OUTCOME, REQUEST
 from consumers.connection import disconnect
-from consumers.letters import KIND, OUTCOME, DeadLetter, Headers, Outcome, headers_of
+from consumers.letters import DeadLetter, Headers, Outcome, headers_of
 from consumers.store import Rejected
 
 LOG = log.get(__name__)
@@ -49,13 +50,13 @@ class DeadLetters:
 
     async def request(self, letters: Sequence[DeadLetter]) -> None:
         """Asks the store's consumer to redrive them. Raises KafkaError."""
-        await self._deliver([_about(letter, (KIND, b"request")) for letter in letters])
+        await self._deliver([_about(letter, (KIND, REQUEST)) for letter in letters])
 
     async def close_letters(self, settled: Mapping[DeadLetter, Outcome]) -> None:
         """Notes durably what became of them. Raises KafkaError; may be called again after that."""
         if not settled:
             return
-        kind = KIND, b"closing"
+        kind = KIND, CLOSING
         await self._deliver([_about(letter, kind, (OUTCOME, how.encode())) for letter, how in settled.items()])
         for letter, how in settled.items():
             LOG.info("a dead letter is settled", store=self._store, letter=letter.id, outcome=how)

@@ -17,21 +17,12 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Literal, NamedTuple
 
 from cdc.config import Config
+from cdc.dead_letter import CLOSING, KIND, MESSAGE, OFFSET, OUTCOME, PARTITION, REASON, REQUEST, STORE, TIME, TOPIC
 from cdc.envelope import POSITION_HEADER, VERSION_HEADER, header
 from cdc.errors import DecodeError
 from consumers.batches import Message
 from consumers.replay import Span, replay, span_ends
 from consumers.store import Partition
-
-KIND = "cdc.dlq.kind"  # absent on letters
-REASON = "cdc.dlq.reason"
-MESSAGE = "cdc.dlq.message"
-STORE = "cdc.dlq.store"
-TOPIC = "cdc.dlq.topic"
-PARTITION = "cdc.dlq.partition"
-OFFSET = "cdc.dlq.offset"
-TIME = "cdc.dlq.time"  # Unix milliseconds
-OUTCOME = "cdc.dlq.outcome"
 
 Outcome = Literal["redriven", "superseded", "discarded"]
 Headers = list[tuple[str, bytes]]
@@ -87,9 +78,9 @@ def parse(message: Message) -> Entry:
     letter = _letter(message)
     if kind is None:
         return letter
-    if kind == b"request":
+    if kind == REQUEST:
         return Request(letter.id, letter.time_ms)
-    if kind == b"closing":
+    if kind == CLOSING:
         return Closing(letter.id, header(message.headers, OUTCOME).decode(), letter.time_ms)
     raise DecodeError(f"a dead letter of the unknown kind {kind!r}", hint="was it written by a newer version?")
 

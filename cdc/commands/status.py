@@ -13,8 +13,10 @@ from cdc.commands.configuration import config_path, configuration
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from cdc.commands.exposition import Samples
     from cdc.commands.observation import Observation
 
+BLOCKED = "cdc_reader_blocked"
 TITLES = {"reader": "reader", "redis": "consumer redis", "faiss": "consumer faiss"}
 
 
@@ -124,7 +126,17 @@ def _store(seen: Observation, name: str) -> dict[str, Any]:
         "lag_seconds": None if state.at is None else max(0.0, round(_now(seen) - state.at, 3)),
         "lag_bytes": None if state.watermark is None else _behind(seen, state.watermark),
         "offset_lag": state.offset_lag,
+        "parked_keys": _parked(seen, name),
     }
+
+
+def _parked(seen: Observation, name: str) -> int | None:
+    """Open dead letters, as the store's consumer counts them in their topic; None while nobody does."""
+    from cdc.commands.exposition import total
+
+    part = seen.processes.get(name)
+    found = total(part.value, "cdc_store_open_letters", store=name) if part is not None and part.value else None
+    return None if found is None else int(found)
 
 
 def _now(seen: Observation) -> float:
@@ -134,9 +146,19 @@ def _now(seen: Observation) -> float:
 
 def _process(seen: Observation, name: str, words: dict[str, str]) -> dict[str, Any]:
     part = seen.processes[name]
+    blocked = _blocked(part.value or {})
+    if blocked:
+        reason = f"waits for a person: {blocked}; see its log, and docs/operations.md#reader-blocked"
+        return {"up": False, "reason": reason, "last_words": words.get(name)}
     if part.up:
         return {"up": True}
     return {"up": False, "reason": part.reason, "last_words": words.get(name)}
+
+
+def _blocked(samples: Samples) -> str:
+    """Why the reader does not go on."""
+    found = [dict(labels)["reason"] for (name, labels), value in samples.items() if name == BLOCKED and value]
+    return ", ".join(found)
 
 
 def _behind(seen: Observation, lsn: int) -> int | None:
@@ -150,17 +172,18 @@ def render(found: dict[str, Any], rates: dict[str, str] | None = None) -> Render
     from rich.table import Table
 
     stores = Table(title="source and stores")
-    for column in ("", "state", "lag", "behind", "offsets behind", "watermark", "rows"):
+    for column in ("", "state", "lag", "behind", "offsets behind", "parked keys", "watermark", "rows"):
         stores.add_column(column)
     source = found["source"]
     slot = _slot(source)
-    stores.add_row("postgres", _state(source, slot), "", "", "", source.get("lsn", ""), _rows(source))
+    stores.add_row("postgres", _state(source, slot), "", "", "", "", source.get("lsn", ""), _rows(source))
     progress = found["progress"]
-    stores.add_row("kafka", _state(progress, _snapshots(progress)), "", size(progress.get("lag_bytes")), "",
+    stores.add_row("kafka", _state(progress, _snapshots(progress)), "", size(progress.get("lag_bytes")), "", "",
                    progress.get("lsn", ""), "")  # fmt: skip
     for name, store in found["stores"].items():
         stores.add_row(name, _state(store), _seconds(store.get("lag_seconds")), size(store.get("lag_bytes")),
-                       _number(store.get("offset_lag")), store.get("watermark") or "", _rows(store))  # fmt: skip
+                       _number(store.get("offset_lag")), _number(store.get("parked_keys")),
+                       store.get("watermark") or "", _rows(store))  # fmt: skip
     processes = Table(title="processes")
     for column in ("", "state", *(("rates",) if rates is not None else ())):
         processes.add_column(column)

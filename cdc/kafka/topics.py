@@ -20,7 +20,7 @@ from cdc.errors import TopicError
 from cdc.kafka import failure
 from cdc.kafka.topic_plan import Plan, plan
 
-STORES = ("redis", "faiss")
+STORES = ("redis", "faiss", "reader")  # who has dead letters
 PROPAGATION_SECONDS = 0.05  # between looks whether every broker knows a new topic
 
 

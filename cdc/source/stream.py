@@ -9,6 +9,7 @@ duty: call `send_status` on a timer, and confirm only what is durable.
 from __future__ import annotations
 
 import asyncio
+import re
 import struct
 import time
 from collections.abc import Mapping
@@ -29,11 +30,22 @@ PG_EPOCH_US = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970-01-01
 _STATUS = struct.Struct("!cQQQQ?")  # 'r', written, flushed, applied, clock, reply wanted
 _XLOG_DATA = ord("w")
 _HEADER = 25  # 'w', start LSN, end LSN, clock: 1 + 3 × 8 bytes
+# logical.c, output_plugin_error_callback
+_CALLBACK = re.compile(r"output plugin .*, in the \w+ callback, associated LSN ([0-9A-F]+/[0-9A-F]+)")
+_PASSING = ("08", "53", "57", "58")  # SQLSTATE classes: connection, resources, operator, the system around the server
 _WAL_END = struct.Struct("!Q")
 
 
 class SlotBusy(PreconditionError):
     """Another reader is connected to the slot."""
+
+
+class PluginFailed(ConnectError):
+    """The output plugin raised an error while it showed the change at `place` (an LSN as the server names it)."""
+
+    def __init__(self, message: str, place: str) -> None:
+        super().__init__(message, hint="it is tried again")
+        self.place = place
 
 
 class Stream:
@@ -132,9 +144,19 @@ class Stream:
         if count == -1:
             result = self._pg.get_result()
             text = said_in(result) if result is not None and result.error_message else ""
+            if result is not None and (place := _place(result)):
+                raise PluginFailed(f"the output plugin failed at {place}: {text}", place)
             raise ConnectError(
                 f"the replication stream ended: {text or 'server closed it'}", hint="it is started again"
             )
+
+
+def _place(result: pq.abc.PGresult) -> str:
+    """The LSN of the change the plugin failed at; '' for any other end, and where waiting helps."""
+    state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+    context = (result.error_field(pq.DiagnosticField.CONTEXT) or b"").decode(errors="replace")
+    found = _CALLBACK.search(context)
+    return found[1] if found and not state.startswith(_PASSING) else ""
 
 
 def identify(config: Postgres) -> tuple[str, int]:

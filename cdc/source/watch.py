@@ -11,12 +11,16 @@ import psycopg
 from psycopg import Connection, sql
 
 from cdc.config import Config
+from cdc.errors import ConnectError
+from cdc.log import get
 from cdc.metrics import SLOT_ACTIVE, SLOT_LOST, SLOT_RETAINED, SLOT_SAFE, SOURCE_ROWS
 from cdc.source.beside import beside, opened
 from cdc.source.connection import connect, connect_error
 from cdc.source.relations import table_names
 from cdc.source.selection import TablesChanged
 from cdc.source.slot import Slot, read_slot
+
+log = get(__name__)
 
 SLOT_SECONDS = 5.0  # as often as Prometheus scrapes
 COUNT_SHARE = 0.02  # share of the time that counting rows may take
@@ -48,6 +52,22 @@ def _look_for_tables(connection: Connection, config: Config, known: Sequence[tup
     if missing := set(new) - set(known):
         names = ", ".join(sorted(".".join(name) for name in missing))
         raise TablesChanged(f"{names} came later", hint="nothing: it is taken in now")
+
+
+async def watch_slot(config: Config) -> None:
+    """For ever, for a reader that does not read: the WAL its slot holds back goes on growing. A server that is away is
+    waited for."""
+    while True:
+        try:
+            async with opened(connect, config.postgres, name="memory-cdc watch") as connection:
+                while True:
+                    slot = await beside(read_slot, connection, config.postgres.slot)
+                    if slot is not None:
+                        show_slot(slot)
+                    await asyncio.sleep(SLOT_SECONDS)
+        except (psycopg.Error, ConnectError) as error:
+            log.warning("the slot cannot be watched", reason=type(error).__name__)
+        await asyncio.sleep(SLOT_SECONDS)
 
 
 async def watch(config: Config, tables: Sequence[tuple[str, str]]) -> None:
