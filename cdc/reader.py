@@ -96,6 +96,7 @@ class Reader:
                 wait = BACKOFF[0] if time.monotonic() - begun > BACKOFF[1] else min(wait * 2, BACKOFF[1])
                 READER_RETRIES.labels(self._config.source_name, type(error).__name__).inc()
                 log.warning("waiting", reason=error.message, hint=error.hint, seconds=round(wait, 1))
+                await self._refuse_if_stuck(error)
                 await self._or_stop(asyncio.sleep(pause(wait)))
             except TablesChanged as change:
                 log.info("beginning anew", reason=change.message)

@@ -24,8 +24,8 @@ from cdc.failpoint import failpoint
 from cdc.kafka.progress import Progress, SnapshotState, read_progress
 from cdc.kafka.topics import ensure_topics
 from cdc.kafka.writer import Writer
-from cdc.source.beside import beside
 from cdc.oversized import Oversized, open_oversized
+from cdc.source.beside import beside
 from cdc.source.catalog import Catalog, SelectedTable
 from cdc.source.connection import connect
 from cdc.source.events import Decoder
