@@ -28,8 +28,10 @@ from cdc import log
 from cdc.config import Config
 from cdc.errors import LoginError
 from cdc.refusal import explain
+from cdc.topic_ids import topic_ids
 from consumers.batches import Message
 from consumers.connection import disconnect
+from consumers.seat import Seat
 from consumers.store import Offsets, Partition
 from consumers.topics import TableTopics, table_partitions
 
@@ -67,6 +69,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         self._group = group
         self._exclusive = exclusive
         self._release = release
+        self._seat: Seat | None = None
         self._consumer: AIOKafkaConsumer | None = None
         self._poll: asyncio.Task[Polls] | None = None
         self._discovered = -inf  # loop time
@@ -75,7 +78,11 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def start(self) -> None:
         """Connects and joins. Raises KafkaError; call again after that. LoginError: that would not help."""
+        if not self._exclusive and self._seat is None:
+            self._seat = Seat(self._group)
+        seat = {"client_id": self._seat.name} if self._seat else {}
         consumer = AIOKafkaConsumer(
+            **seat,
             **self._config.kafka.client_options(),
             request_timeout_ms=int(self._config.kafka.request_timeout_seconds * 1000),
             group_id=self._group,
@@ -97,7 +104,8 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._refuse_login(error)
             raise
         self._consumer = consumer
-        if not self._exclusive:
+        if self._seat is not None:
+            await self._seat.clear(self._config)
             consumer.subscribe(pattern=self._topics.pattern, listener=self)
 
     async def _refuse_login(self, error: KafkaConnectionError) -> None:
@@ -112,6 +120,9 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._consumer is not None:
             await disconnect(self._consumer)
             self._consumer = None
+        if self._seat is not None:
+            self._seat.leave()
+            self._seat = None
 
     @property
     def consumer(self) -> AIOKafkaConsumer:
@@ -181,18 +192,21 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
             self._seek(partition, offsets.get(tuple(partition), starts.get(partition, 0)))
         self.placed = bool(owned)
 
+    async def logs(self) -> dict[Partition, str]:
+        """Kafka's id of the log behind each owned partition: another one than before means another log. Raises
+        KafkaError."""
+        owned = self.owned
+        ids = await topic_ids(self._config.kafka, {partition.topic for partition in owned})
+        return {tuple(partition): ids[partition.topic] for partition in owned if partition.topic in ids}
+
+    def displace(self) -> None:
+        """Every partition is to be placed again, where we stand or the store says."""
+        self.placed = False
+
     def forget(self) -> None:
         """Where we stand is void: the store is to be asked again."""
         self.placed = False
         self.reached.clear()
-
-    async def restart(self, error: OffsetOutOfRangeError) -> list[Partition]:
-        """Puts the partitions whose offset the log does not have to its beginning; returns them."""
-        lost = [TopicPartition(*partition) for partition in error.args[0]]
-        for partition, start in (await self.consumer.beginning_offsets(lost)).items():
-            if partition in self.owned:
-                self._seek(partition, start)
-        return [tuple(partition) for partition in lost]
 
     def _seek(self, partition: TopicPartition, offset: int) -> None:
         self.consumer.seek(partition, offset)

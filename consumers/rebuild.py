@@ -30,6 +30,7 @@ from cdc import log, metrics
 from cdc.config import Config
 from cdc.errors import ConnectError, StoreError
 from cdc.failpoint import failpoint
+from cdc.topic_ids import topic_ids
 from consumers.batches import Foreign, Marker, Message, work
 from consumers.dead_letters import DeadLetters
 from consumers.expectation import Difference, Expectation, Table, confirmed
@@ -104,6 +105,11 @@ class _Filling:
         self._total = 0
         self.expectation: Expectation | None = None
         self.report = Report()
+
+    async def begin(self, partitions: Sequence[Partition], config: Config) -> None:
+        """Has the store note whose logs it reads. Raises KafkaError and what the store raises."""
+        ids = await topic_ids(config.kafka, {topic for topic, _number in partitions})
+        await self._store.begin({place: ids[place[0]] for place in partitions if place[0] in ids}, ())
 
     async def fill(self, replayer: Replayer, spans: Mapping[Partition, Span], phase: Phase) -> None:
         """Replays these spans. Raises what the store raises."""
@@ -192,6 +198,8 @@ async def _replay(config: Config, topics: TableTopics, filling: _Filling) -> Non
         phase: Phase = "replay"
         while True:
             partitions = await table_partitions(config, topics)
+            if not reached:
+                await filling.begin(partitions, config)
             ends = await replayer.ends(partitions)
             starts = await replayer.starts([p for p in partitions if p not in reached])
             spans = {p: Span(reached.get(p, starts.get(p)), end) for p, end in ends.items()}

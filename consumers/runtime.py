@@ -80,10 +80,12 @@ class Runtime:
         self._opened: Offsets | None = None
         self._committed: Offsets = {}
         self._owed: dict[Partition, int] = {}  # where we stood when the store lost its data: until then it is not up
+        self._void: set[Partition] = set()  # their logs have lost the offsets where we stood
         self._next_commit = self._next_check = 0.0  # loop time
         self._again: Iterator[float] | None = None  # delays, while refills follow each other
         self._counting: asyncio.Future[None] = asyncio.Future()
         self._counting.set_result(None)
+        self._asking = self._counting
         self._dead_letters = DeadLetters(config, store.name)
         self.freshness = Freshness(config, store.name)
         self.gauges = Gauges(store.name, counts)
@@ -134,7 +136,7 @@ class Runtime:
                 f"Kafka at {self._config.kafka.bootstrap} refuses: {error!r}", hint="`cdc doctor` says what is missing"
             ) from error
         finally:
-            await self._close(stopping, *listening, self._counting)
+            await self._close(stopping, *listening, self._counting, self._asking)
 
     async def _close(self, *tasks: asyncio.Future[Any]) -> None:
         for task in tasks:
@@ -208,7 +210,28 @@ class Runtime:
         async with self._working:
             offsets = await self._reopen() if self._opened is None else self._opened
             start = {**offsets, **self.partitions.reached}
+            for partition in await self._begin(set(start)):
+                del start[partition]
+            self._opened = start
             await self._insist("finding offsets", lambda: self.partitions.place(start))
+
+    async def _begin(self, standing: set[Partition]) -> set[Partition]:
+        """Has the store note whose log it reads; what stood in a log that is no more begins anew, and is returned."""
+        logs = await self._insist("asking for the topics' ids", self.partitions.logs)
+        known = self._store.logs
+        changed = {partition for partition, log in logs.items() if known.get(partition, log) != log}
+        fresh = {partition: log for partition, log in logs.items() if known.get(partition) != log}
+        void = (changed | self._void) & standing
+        if fresh or void:
+            await self._insist("noting the topics' ids", lambda: self._store.begin(fresh, void))
+        self._void = set()
+        if changed:
+            metrics.STORE_REBUILDS.labels(self._store.name, "topic").inc()
+            LOG.error(
+                "topics were deleted and made anew; they are replayed from their beginning", store=self._store.name,
+                partitions=sorted(changed), hint="run `cdc resync`: it also removes rows that are in no topic any more",
+            )  # fmt: skip
+        return void
 
     async def _reopen(self) -> Offsets:
         """What the store holds now: after a loss, or after other processes wrote to it."""
@@ -308,7 +331,9 @@ class Runtime:
         else:
             self._again = delays()
         if isinstance(error, OffsetOutOfRangeError):
-            lost = await self._insist("finding offsets", lambda: self.partitions.restart(error))
+            lost = [tuple(partition) for partition in error.args[0]]
+            self._void |= set(lost)
+            self.partitions.displace()
             self._owed = {}  # offsets of a log that is no more
             LOG.error(
                 "topics no longer have the offsets the store had reached; they are replayed from their beginning",
@@ -333,9 +358,22 @@ class Runtime:
         self.gauges.up(not self._owed)
         self.gauges.lag(self.partitions.lag())
         tables = sorted({self._topics.split(topic) for topic, _partition in self.partitions.reached})
+        if self._asking.done():
+            self._asking.result()
+            self._asking = asyncio.ensure_future(self._ask())
         if self._counting.done():
             self._counting.result()
             self._counting = asyncio.ensure_future(self._count(tables))
+
+    async def _ask(self) -> None:
+        """Beside the loop: Kafka may be away, which the poll reports. Are the topics still the ones we read?"""
+        try:
+            logs = await self.partitions.logs()
+        except KafkaError as error:
+            LOG.info("the topics' ids cannot be asked for now", store=self._store.name, reason=repr(error))
+            return
+        if self._opened is not None and any(self._store.logs.get(place) != log for place, log in logs.items()):
+            self.partitions.displace()
 
     async def _count(self, tables: Sequence[tuple[str, str]]) -> None:
         """Beside the loop: counting a large store takes seconds. What fails here, the store's check reports."""

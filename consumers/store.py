@@ -8,7 +8,7 @@ committed. Shutdown: `close` may come at any time after `open`, also after an er
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -65,12 +65,21 @@ class Version(NamedTuple):
 
 
 class Store(Protocol):
-    """Six steps of a store's life; see the module's text for order, duplicates, durability and shutdown."""
+    """Seven steps of a store's life; see the module's text for order, duplicates, durability and shutdown."""
 
     name: str
 
     async def open(self) -> Offsets:
         """Connects; returns the durable offsets, {} when the store is empty or new. Raises StoreError, ConnectError."""
+
+    @property
+    def logs(self) -> Mapping[Partition, str]:
+        """Which log (Kafka's id of the topic) the offset of each partition belongs to, as `begin` noted it."""
+
+    async def begin(self, logs: Mapping[Partition, str], void: Collection[Partition]) -> None:
+        """Notes the logs, and forgets the offsets of `void`, whose logs are read from their beginning: in one step.
+
+        Raises StoreLost, ConnectError."""
 
     async def apply(self, batch: Batch) -> Applied:
         """Makes a batch visible. Raises StoreLost when its state is gone, ConnectError when it is unreachable.

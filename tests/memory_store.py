@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cdc.envelope import decode_after
@@ -17,10 +17,14 @@ POISON = b'"poison"'  # a row whose text is this is refused
 
 @dataclass
 class Contents:
-    """Rows of every table: key → (position, vector, raw row or None for a tombstone), and what is durable."""
+    """Rows of every table: key → (position, vector, raw row or None for a tombstone), and what is durable.
+
+    `floors`: of a table everything older is gone (truncated, swept), and stays gone when it comes again."""
 
     rows: dict[tuple[str, str], dict[bytes, tuple[bytes, bytes, bytes | None]]] = field(default_factory=dict)
+    floors: dict[tuple[str, str], bytes] = field(default_factory=dict)
     offsets: dict[Partition, int] = field(default_factory=dict)
+    logs: dict[Partition, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,24 +71,38 @@ class MemoryStore:
         self._reached = dict(self._contents.offsets)
         return dict(self._contents.offsets)
 
+    @property
+    def logs(self) -> Mapping[Partition, str]:
+        return self._contents.logs if self._contents is not None else {}
+
+    async def begin(self, logs: Mapping[Partition, str], void: Collection[Partition]) -> None:
+        contents = self._reachable()
+        contents.logs.update(logs)
+        for partition in void:
+            contents.offsets.pop(partition, None)
+            self._reached.pop(partition, None)
+
     async def apply(self, batch: Batch) -> Applied:
         contents = self._reachable()
         rows = contents.rows.setdefault((batch.schema, batch.table), {})
+        floor = contents.floors.get((batch.schema, batch.table), b"")
         done = Applied()
         self._memory.applied += 1
         for record in batch.records:
-            self._apply(rows, record, done)
+            self._apply(rows, floor, record, done)
         if not done.rejected:
             self._note(contents, batch)
         return done
 
-    def _apply(self, rows: dict[bytes, tuple[bytes, bytes, bytes | None]], record: Record, done: Applied) -> None:
+    def _apply(
+        self, rows: dict[bytes, tuple[bytes, bytes, bytes | None]], floor: bytes, record: Record, done: Applied
+    ) -> None:
         row = None if record.value is None else decode_after(record.value)[1]
         if row is not None and POISON in row:
             if self._memory.raises:
                 raise RecordError("poison", "a poisoned record")
             done.rejected.append(Rejected(record, "poison", "a poisoned record"))
-        elif record.key in rows and rows[record.key][0] >= record.position:
+        elif record.position < floor or (record.key in rows and rows[record.key][0] >= record.position):
             done.stale += 1
         else:
             rows[record.key] = (record.position, record.vector, row)
@@ -99,7 +117,9 @@ class MemoryStore:
 
     async def truncate(self, batch: Batch, below: bytes) -> int:
         contents = self._reachable()
-        rows = contents.rows.setdefault((batch.schema, batch.table), {})
+        table = batch.schema, batch.table
+        rows = contents.rows.setdefault(table, {})
+        contents.floors[table] = max(below, contents.floors.get(table, b""))
         gone = [key for key, row in rows.items() if row[0] < below]
         for key in gone:
             del rows[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Sequence
@@ -59,6 +60,14 @@ class TopicWriter:
     async def drop(self, table: str) -> None:
         """Deletes a table's topic."""
         await self._admin.delete_topics([self._config.kafka.table_topic(*table.split("."))])
+
+    async def recreate(self, table: str) -> None:
+        """Makes the dropped topic of a table again, once the brokers let it go."""
+        topic = self._config.kafka.table_topic(*table.split("."))
+        while topic in await self._admin.list_topics():
+            await asyncio.sleep(0.02)
+        await self._producer.client.force_metadata_update()
+        await self._create(topic, self._tables[table])
 
     def next_position(self, ordinal: int = 0) -> Position:
         """A position after all others."""

@@ -47,7 +47,8 @@ class Hit(NamedTuple):
 
 
 class Content:
-    """Ledger, index and the offsets they stand at. `offsets`: of our table; `passed`: of tables we hold nothing of."""
+    """Ledger, index and the offsets they stand at. `offsets`: of our table; `passed`: of tables we hold nothing of;
+    `logs`: Kafka's ids of the topics both belong to."""
 
     def __init__(self, source: Source, metric: Metric, label: str = "faiss") -> None:
         self.label = label  # of the metrics
@@ -58,6 +59,7 @@ class Content:
         self.index: VectorIndex | None = None
         self.offsets: dict[Partition, int] = {}
         self.passed: dict[Partition, int] = {}
+        self.logs: dict[Partition, str] = {}
         self.watermark = ZERO.encode()
         self.touched: set[int] | None = None  # ids changed while another index is trained
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
@@ -71,6 +71,13 @@ class Keeper:
     def note(self, records: int) -> None:
         """So many records, or a marker, changed something since."""
         self._changes += max(1, records)
+
+    def forget(self, void: Collection[Partition]) -> None:
+        """The logs of these partitions are no more: their offsets are durable nowhere."""
+        if self._durable is not None:
+            for partition in void:
+                self._durable.offsets.pop(partition, None)
+        self.note(1)
 
     @property
     def offsets(self) -> dict[Partition, int]:

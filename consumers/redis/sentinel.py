@@ -1,8 +1,9 @@
 """The sentinel: one hash beside the data that says which store this is and how far it has come.
 
 Fields: `instance` (random, made with the store), `layout` (of our keys), `watermark` (newest position applied),
-`o:<topic>:<partition>` next offset, `f:<schema>.<table>` floor (rows below it are truncated), `t:<schema>.<table>`
-the table's key layout, `role` (live, shadow, previous) and `beside` (the other database) once there was a rebuild.
+`o:<topic>:<partition>` next offset, `l:<topic>:<partition>` Kafka's id of the topic that offset belongs to,
+`f:<schema>.<table>` floor (rows below it are truncated), `t:<schema>.<table>` the table's key layout, `role` (live,
+shadow, previous) and `beside` (the other database) once there was a rebuild.
 
 It is written by the same script call as the data: an offset never runs ahead of its records, and whoever restores an
 older copy of the database restores the older offsets with it. Flushing the database removes it.
@@ -31,6 +32,7 @@ class Sentinel:
 
     instance: str
     offsets: dict[Partition, int] = field(default_factory=dict)
+    logs: dict[Partition, str] = field(default_factory=dict)
     tables: dict[str, Layout] = field(default_factory=dict)
     watermark: bytes = b""
     role: str = "live"
@@ -45,6 +47,11 @@ def key_of(namespace: str) -> str:
 def offset_field(partition: Partition) -> str:
     """`o:<topic>:<partition>`."""
     return f"o:{partition[0]}:{partition[1]}"
+
+
+def log_field(partition: Partition) -> str:
+    """`l:<topic>:<partition>`."""
+    return f"l:{partition[0]}:{partition[1]}"
 
 
 async def open_sentinel(link: Link, namespace: str) -> Sentinel:
@@ -96,6 +103,9 @@ def _parse(pairs: Iterable[tuple[bytes, bytes]], where: str) -> Sentinel:
             elif kind == "o":
                 topic, _, partition = rest.rpartition(":")
                 sentinel.offsets[topic, int(partition)] = int(value)
+            elif kind == "l":
+                topic, _, partition = rest.rpartition(":")
+                sentinel.logs[topic, int(partition)] = value.decode()
             elif kind == "t":
                 sentinel.tables[rest] = _LAYOUTS.decode(value)
             elif kind == "role":

@@ -9,7 +9,7 @@ A FLUSHALL, a swapped database and a failover to an older copy are noticed in th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -22,7 +22,7 @@ from cdc.failpoint import failpoint
 from consumers.redis.layout import Layout, learn
 from consumers.redis.reading import Reading, walk
 from consumers.redis.rows import PARK, RowEncoder
-from consumers.redis.sentinel import Sentinel, compare, key_of, offset_field, open_sentinel, read_sentinel
+from consumers.redis.sentinel import Sentinel, compare, key_of, log_field, offset_field, open_sentinel, read_sentinel
 from consumers.redis.swapping import Swapping
 from consumers.store import Applied, Batch, Offsets, Partition, Record, Rejected
 
@@ -76,6 +76,21 @@ class RedisStore(Reading, Swapping):
         self._offsets = dict(self._sentinel.offsets)
         self._tables = {}
         return dict(self._offsets)
+
+    @property
+    def logs(self) -> Mapping[Partition, str]:
+        """As the sentinel has them."""
+        return self._opened.logs
+
+    async def begin(self, logs: Mapping[Partition, str], void: Collection[Partition]) -> None:
+        """One call of begin.lua."""
+        sentinel = self._opened
+        gone = [offset_field(partition) for partition in void]
+        noted = [word for partition, log in logs.items() for word in (log_field(partition), log)]
+        await self.link.run("begin", [self._state], [sentinel.instance, len(gone), *gone, *noted])
+        sentinel.logs.update(logs)
+        for partition in void:
+            self._offsets.pop(partition, None)
 
     async def apply(self, batch: Batch) -> Applied:
         """In calls of `config.redis.batch` records, each of which moves the offsets past its records: so a server that

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 from prometheus_client import REGISTRY
 
 from cdc.config import Config, parse
@@ -321,3 +325,74 @@ async def test_offsets_are_what_flush_says(config: Config, topics: TopicWriter) 
         await until(lambda: live(memory) == 30, "30 rows")
     assert seen[0] == {}
     assert sum(seen[-1].values()) >= 30
+
+
+@pytest.mark.parametrize("running_on", [True, False])
+async def test_a_topic_made_anew_is_read_from_its_beginning(
+    config: Config, topics: TopicWriter, running_on: bool
+) -> None:
+    """The new log has outgrown the offset in the old one, so that no offset tells of it."""
+    memory = Memory()
+    await topics.put(TABLE, rows(range(10)))
+
+    async def anew() -> None:
+        await topics.drop(TABLE)
+        await topics.recreate(TABLE)
+        await topics.put(TABLE, rows(range(100, 400)))
+
+    async with running(config, MemoryStore(memory), exclusive=False):
+        await until(lambda: live(memory) == 10, "the first log")
+        if running_on:
+            await anew()
+            await until(lambda: live(memory) == 310, "the second log, while running")
+    if not running_on:
+        await anew()
+        async with running(config, MemoryStore(memory), exclusive=False):
+            await until(lambda: live(memory) == 310, "the second log, after a restart")
+
+
+async def test_a_killed_member_is_followed_at_once(config: Config, topics: TopicWriter) -> None:
+    memory = Memory()
+    await topics.put(TABLE, rows(range(10)))
+    with consumer_process(config) as child:
+        await until(lambda: owned_by(config), "a member that has the partitions")
+        child.kill()
+        child.wait()
+    begun = time.monotonic()
+    async with running(config, MemoryStore(memory), exclusive=False):
+        await until(lambda: live(memory) == 10, "the partitions of the dead member", 5.0)  # its session lasts 10
+    print(f"partitions of a killed member: {time.monotonic() - begun:.2f} s")
+
+
+_MEMBER = """
+import asyncio, sys
+from cdc.config import Config
+from consumers.runtime import Runtime
+from tests.memory_store import Memory, MemoryStore
+config = Config.model_validate_json(sys.argv[1])
+asyncio.run(Runtime(config, MemoryStore(Memory()), exclusive=False).run())
+"""
+
+
+@contextlib.contextmanager
+def consumer_process(config: Config) -> Iterator[subprocess.Popen[bytes]]:
+    """A member of the group that can be killed."""
+    child = subprocess.Popen([sys.executable, "-c", _MEMBER, config.model_dump_json()])
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+async def owned_by(config: Config) -> bool:
+    """Whether the group has a member that has its partitions."""
+    admin: Any = AIOKafkaAdminClient(**config.kafka.client_options())
+    try:
+        await admin.start()
+        (answer,) = await admin.describe_consumer_groups([f"cdc-memory-{config.kafka.prefix}"])
+    except KafkaError:
+        return False  # the coordinator is not there yet
+    finally:
+        await admin.close()
+    return answer.groups[0][2] == "Stable" and bool(answer.groups[0][5])
