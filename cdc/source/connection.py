@@ -6,8 +6,10 @@ errors in the message too. `said` is what may be shown of them, and the only way
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
-from psycopg import pq
+from psycopg import Connection, pq
 from psycopg.errors import error_from_result
 
 from cdc.config import Postgres
@@ -61,6 +63,11 @@ def connect(config: Postgres, *, replication: bool = False, name: str = "memory-
         raise connect_error(error) from error
     made.silence_seconds, made.conninfo = config.silence_seconds, config.conninfo(application_name=f"{name} asks")
     return made
+
+
+def raw(connection: Connection) -> psycopg.RawCursor[Any]:
+    """For parameters beside names that are not ours: $1, since a % in a name would count as a parameter."""
+    return psycopg.RawCursor(connection)
 
 
 def connect_error(error: psycopg.Error) -> ConnectError:

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import Connection, sql
 
 from cdc.metrics import READER_FILLED
-from cdc.source.connection import connect_error
+from cdc.source.connection import connect_error, raw
 from cdc.source.events import NULL, UNCHANGED, Column, Fragment, Mark, Table
 from cdc.source.rows import Envelope
 
@@ -80,9 +80,9 @@ def _select(
     arrays = [[_key_text(table.columns[i], hole.row[i]) for hole in holes] for i in table.key]
     try:
         try:
-            rows = connection.execute(_query(table, wanted, expressions, renamed=False), arrays).fetchall()
+            rows = raw(connection).execute(_query(table, wanted, expressions, renamed=False), arrays).fetchall()
         except psycopg.errors.UndefinedColumn:
-            rows = connection.execute(_query(table, wanted, expressions, renamed=True), arrays).fetchall()
+            rows = raw(connection).execute(_query(table, wanted, expressions, renamed=True), arrays).fetchall()
     except psycopg.errors.UndefinedTable:
         return {}  # dropped or renamed meanwhile: under this name no rows are left
     except psycopg.Error as error:
@@ -103,7 +103,7 @@ def _query(table: Table, wanted: list[int], expressions: list[sql.Composable], *
             conditions.append(sql.SQL("t.{} = k.{}::{}").format(*parts))
     return sql.SQL("SELECT {} FROM unnest({}) AS k({}) JOIN {} t ON {}").format(
         sql.SQL(", ").join([expressions[i] for i in (*table.key, *wanted)]),
-        sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in aliases),
+        sql.SQL(", ").join(sql.SQL("${}::text[]").format(n) for n in range(1, len(aliases) + 1)),
         sql.SQL(", ").join(aliases),
         sql.Identifier(table.schema, table.name),
         sql.SQL(" AND ").join(conditions),

@@ -18,7 +18,7 @@ from cdc.config import Config
 from cdc.errors import ConfigError, PreconditionError
 from cdc.position import MAX_ORDINAL, Position
 from cdc.source.catalog import Catalog
-from cdc.source.connection import connect, connect_error
+from cdc.source.connection import connect, connect_error, raw
 from cdc.source.events import MESSAGE_PREFIX, NULL, Table
 from cdc.source.heartbeat import HEARTBEAT
 
@@ -66,7 +66,7 @@ class TableRows:
         position need not wait for the next one."""
         lsn = await asyncio.to_thread(self._one, "SELECT (pg_current_wal_insert_lsn() - '0/0')::int8")
         await asyncio.to_thread(
-            self._one, "SELECT pg_logical_emit_message(true, %s, %s)", (MESSAGE_PREFIX, HEARTBEAT.decode())
+            self._one, "SELECT pg_logical_emit_message(true, $1, $2)", (MESSAGE_PREFIX, HEARTBEAT.decode())
         )
         return Position(self._epoch, int(lsn), MAX_ORDINAL).encode()
 
@@ -120,8 +120,8 @@ class TableRows:
     def _canonical(self, text: str, type_name: str) -> str:
         """As PostgreSQL writes the value."""
         try:
-            query = sql.SQL("SELECT (%s::text::{})::text").format(sql.SQL(type_name))
-            row = self._connection.execute(query, [text]).fetchone()
+            query = sql.SQL("SELECT ($1::text::{})::text").format(sql.SQL(type_name))
+            row = raw(self._connection).execute(query, [text]).fetchone()
         except psycopg.DataError as error:
             raise ConfigError(f"{text!r} is no {type_name}", hint="give the key as PostgreSQL shows it") from error
         return str(row[0]) if row else text
@@ -138,7 +138,7 @@ class TableRows:
             sql.SQL("t.{} = k.{}::{}").format(sql.Identifier(column.name), alias, sql.SQL(column.type_name))
             for column, alias in zip(self._keys, aliases, strict=True)
         )
-        arrays = sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in self._keys)
+        arrays = sql.SQL(", ").join(sql.SQL("${}::text[]").format(n) for n in range(1, len(self._keys) + 1))
         return sql.SQL(" JOIN unnest({}) AS k({}) ON {}").format(arrays, sql.SQL(", ").join(aliases), condition)
 
     def _arrays(self, keys: Sequence[bytes]) -> list[list[str]]:
@@ -166,7 +166,8 @@ class TableRows:
 
     def _run(self, query: str | sql.Composed, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
         try:
-            return self._connection.execute(query.encode() if isinstance(query, str) else query, parameters or None)
+            cursor = raw(self._connection)
+            return cursor.execute(query.encode() if isinstance(query, str) else query, parameters or None)
         except psycopg.Error as error:
             raise connect_error(error) from error
 
