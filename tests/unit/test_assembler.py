@@ -120,6 +120,16 @@ def test_a_full_chunk_says_how_far_it_goes_and_keeps_the_slot_where_it_was() -> 
     assert not target.ready
 
 
+def test_a_chunk_that_ends_at_a_truncate_says_so() -> None:
+    """Else a restart would write all of it again."""
+    target = assembler(rows=2)
+    events = transaction(20, put(1), Truncate([TABLE]), put(2))
+    chunk = feed(target, events[:3])
+    assert chunk.progress is not None
+    assert (chunk.progress.commit_lsn, chunk.progress.ordinal, chunk.progress.complete) == (20, 2, False)
+    assert places(feed(assembler(chunk.progress), events)) == [(20, 3, "c", 2)]
+
+
 def test_nothing_is_taken_in_the_middle_of_a_transaction_that_fits() -> None:
     target = assembler()
     target.take()
