@@ -26,9 +26,10 @@ def pause(wait: float) -> float:
     return wait * random.uniform(0.5, 1)
 
 
-async def hold(writer: Writer, status: Coroutine[Any, Any, None], source_name: str) -> None:
+async def hold(error: ConnectError, writer: Writer, status: Coroutine[Any, Any, None], source_name: str) -> None:
     """Returns when Kafka takes a writer (at once when it was not Kafka that was lost), or when `status`, which tells
-    the slot what is durable, finds the stream lost too. Raises what waiting cannot mend."""
+    the slot what is durable, finds the stream lost too. `error` is what was lost. Raises what waiting cannot mend."""
+    _tell(error, source_name)
     tasks = asyncio.ensure_future(status), asyncio.ensure_future(_started(writer, source_name))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -36,9 +37,14 @@ async def hold(writer: Writer, status: Coroutine[Any, Any, None], source_name: s
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
-    for error in ended:
-        if isinstance(error, BaseException) and not isinstance(error, ConnectError | asyncio.CancelledError):
-            raise error
+    for end in ended:
+        if isinstance(end, BaseException) and not isinstance(end, ConnectError | asyncio.CancelledError):
+            raise end
+
+
+def _tell(error: ConnectError, source_name: str) -> None:
+    READER_RETRIES.labels(source_name, type(error).__name__).inc()
+    log.warning("a server is lost, the slot is held", reason=error.message, hint=error.hint)
 
 
 async def _started(writer: Writer, source_name: str) -> None:
@@ -51,7 +57,6 @@ async def _started(writer: Writer, source_name: str) -> None:
         except LoginError:
             raise
         except ConnectError as error:
-            READER_RETRIES.labels(source_name, type(error).__name__).inc()
-            log.warning("waiting, the slot is held", reason=error.message, hint=error.hint, seconds=round(wait, 1))
+            _tell(error, source_name)
         await asyncio.sleep(pause(wait))
         wait = min(wait * 2, BACKOFF[1])

@@ -153,8 +153,8 @@ class Reader:
         run = _Run(self._config, session, self)
         try:
             await self._at_work(run)
-        except ConnectError:
-            await run.hold()
+        except ConnectError as error:
+            await run.hold(error)
             raise
         finally:
             await session.close()
@@ -288,9 +288,9 @@ class _Run:
         self._session.stream.send_status(self._durable.end_lsn)
         READER_FEEDBACK.labels(self._config.source_name).set_to_current_time()
 
-    async def hold(self) -> None:
+    async def hold(self, error: ConnectError) -> None:
         """After a lost server: if it is Kafka, the slot stays ours until Kafka is back."""
-        await hold(self._session.writer, self._status(), self._config.source_name)
+        await hold(error, self._session.writer, self._status(), self._config.source_name)
 
     async def _status(self) -> None:
         """On a timer: an unanswered wal_sender_timeout would end the stream."""
