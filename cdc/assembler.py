@@ -25,6 +25,7 @@ from cdc.oversized import Oversized
 from cdc.position import Position
 from cdc.source.events import UNCHANGED, UNKNOWN, Begin, Commit, Event, Fragment, Message, Row, Table, Truncate
 from cdc.source.fill import Hole, has_hole
+from cdc.source.history import Proof
 from cdc.source.rows import OP, Envelope, Origin
 from cdc.source.snapshot import TableSnapshot
 from cdc.source.window import Chunk as SnapshotChunk
@@ -73,10 +74,12 @@ class Assembler:
         progress: Progress,
         on_request: Callable[[dict[str, object]], None],
         oversized: Oversized | None = None,
+        confirmed_lsn: int | None = None,
     ) -> None:
         self._config, self._origin, self._progress, self._on_request = config, origin, progress, on_request
         self._rows_bound, self._bytes_bound = config.kafka.transaction_rows, config.kafka.transaction_bytes
         self._skip = (progress.commit_lsn, progress.ordinal, progress.complete)
+        self.proof = Proof(progress, progress.end_lsn if confirmed_lsn is None else confirmed_lsn)
         self._begin = Begin(0, 0, 0)
         self._ordinal = self._skip_to = 0
         self._in_transaction = False
@@ -133,6 +136,8 @@ class Assembler:
             self._truncate(event)  # type: ignore[arg-type]
 
     def _start(self, begin: Begin) -> None:
+        if not self.proof.given:
+            self.proof.begin(begin)
         lsn, ordinal, complete = self._skip
         seen = begin.commit_lsn < lsn or (begin.commit_lsn == lsn and complete)
         self._skip_to = 0xFFFF_FFFF if seen else ordinal if begin.commit_lsn == lsn else 0
@@ -157,6 +162,7 @@ class Assembler:
             complete=complete,
             end_lsn=self._progress.end_lsn if end_lsn is None else end_lsn,
             commit_us=begin.commit_us,
+            xid=begin.xid,
         )
         chunk = self._chunk
         chunk.progress = self._progress
@@ -280,16 +286,26 @@ class Assembler:
         self._finish(offer, envelope, topic)
 
     def _finish(self, offer: Offer, envelope: Envelope, topic: str) -> None:
-        """Progress of the table's snapshot; after the last chunk of a new epoch, the sweep."""
+        """Progress of the table's snapshot; after its last chunk the sweep of what it did not write. That is what is of
+        an older epoch, and what is older than the request: whatever existed since was written with a newer position,
+        by the chunk that read it or by the stream."""
         chunk = offer.chunk
         name = ".".join(chunk.name)
         state = offer.snapshot.advance(offer.number, chunk)
         if name not in self.requested:  # else it is to begin anew, also after a restart
             self.set_snapshot(name, state)
-        if state.done and self._origin.epoch > 1:
-            below = Position(self._origin.epoch, 0, 0).encode().decode()
+        if state.done and (below := state.since or self._epoch_below()):
             self._mark(envelope, topic, SWEEP_KEY, below, self._next())
         self._chunk.offers.append(offer)
+
+    def _epoch_below(self) -> str:
+        epoch = self._origin.epoch
+        return Position(epoch, 0, 0).encode().decode() if epoch > 1 else ""
+
+    @property
+    def here(self) -> str:
+        """The position of the transaction being read, in its wire form."""
+        return Position(self._origin.epoch, self._begin.commit_lsn, 0).encode().decode()
 
     def set_snapshot(self, name: str, state: SnapshotState) -> None:
         """Notes the state of a table's snapshot in the progress that goes with the next chunk."""

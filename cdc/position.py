@@ -24,6 +24,10 @@ class Position(NamedTuple):
     commit_lsn: int
     ordinal: int
 
+    def after(self) -> Position:
+        """The next one: `below` it is everything up to this one."""
+        return Position(self.epoch, self.commit_lsn, self.ordinal + 1)
+
     def encode(self) -> bytes:
         """32 hex digits; order of the text is order of the positions."""
         return b"%08x%016x%08x" % self

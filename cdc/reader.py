@@ -173,7 +173,9 @@ class _Run:
         self._config, self._session, self._reader = config, session, reader
         self._durable = reader.progress = session.progress
         origin = Origin(config.source_name, session.database, session.progress.epoch)
-        self._assembler = Assembler(config, origin, session.progress, self._request, session.oversized)
+        self._assembler = Assembler(
+            config, origin, session.progress, self._request, session.oversized, session.confirmed_lsn
+        )
         self._ready = asyncio.Event()
         self._taken = asyncio.Event()
         self._wanted: asyncio.Queue[tuple[tuple[str, str], SnapshotState]] = asyncio.Queue()
@@ -284,8 +286,9 @@ class _Run:
             SOURCE_HEARTBEAT.labels(source).set(chunk.heartbeat.ts_us / 1e6)
 
     def _feedback(self) -> None:
-        """Tells the slot what is durable, never more."""
-        self._session.stream.send_status(self._durable.end_lsn)
+        """Tells the slot what is durable, never more; nothing new until the stream is known for progress's history."""
+        proven = self._assembler.proof.given
+        self._session.stream.send_status(self._durable.end_lsn if proven else self._session.confirmed_lsn)
         READER_FEEDBACK.labels(self._config.source_name).set_to_current_time()
 
     async def hold(self, error: ConnectError) -> None:
@@ -306,7 +309,7 @@ class _Run:
             return
         name = (str(table[0]), str(table[1]))
         label = ".".join(name)
-        state = SnapshotState()
+        state = SnapshotState(since=self._assembler.here)
         self._assembler.set_snapshot(label, state)
         if label not in self._assembler.requested:  # else the one that has not begun serves both
             self._assembler.requested.add(label)

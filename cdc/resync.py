@@ -19,6 +19,7 @@ from cdc.kafka.writer import Writer
 from cdc.session import first_progress, usable
 from cdc.source.catalog import Catalog
 from cdc.source.connection import connect
+from cdc.source.history import read_history, refuse_standby
 from cdc.source.slot import create_slot, drop_slot, read_slot
 from cdc.source.stream import identify
 
@@ -35,6 +36,7 @@ async def resync(config: Config) -> Progress:
         catalog.close()
     writer = Writer(config, await ensure_topics(config.kafka, tables))
     with connect(config.postgres) as connection:
+        refuse_standby(connection)
         slot = read_slot(connection, config.postgres.slot)
         if slot is not None and slot.active:
             raise PreconditionError(f"slot {slot.name} is in use by a reader", hint="stop `cdc reader` first")
@@ -50,7 +52,8 @@ async def resync(config: Config) -> Progress:
             first = first_progress(config, identify(config.postgres), start, epoch=epoch)
             # also with snapshot = 'never': the stores hold rows of before, which only reading the tables proves
             states = {f"{schema}.{name}": SnapshotState() for schema, name in tables}
-            chunk.progress = msgspec.structs.replace(first, snapshots=states)
+            oid = read_history(connection).database_oid
+            chunk.progress = msgspec.structs.replace(first, snapshots=states, database_oid=oid)
             await writer.write(chunk)
             failpoint("resync.written")
         finally:

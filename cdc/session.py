@@ -29,6 +29,7 @@ from cdc.source.beside import beside
 from cdc.source.catalog import Catalog, SelectedTable
 from cdc.source.connection import connect
 from cdc.source.events import Decoder
+from cdc.source.history import check_history, read_history, refuse_standby
 from cdc.source.pgoutput import PgoutputDecoder
 from cdc.source.slot import Slot, check_gap, create_slot, ensure_publication, read_slot
 from cdc.source.stream import Stream, identify
@@ -48,6 +49,7 @@ class Session:
     progress: Progress
     tables: list[tuple[str, str]]
     oversized: Oversized
+    confirmed_lsn: int  # where the slot stood when the stream began
 
     async def close(self) -> None:
         """Frees the slot, then the rest."""
@@ -66,6 +68,7 @@ async def open_session(config: Config) -> Session:
         partitions = await ensure_topics(config.kafka, tables)
         partitions[config.kafka.dead_letter_topic(READER)] = 1
         connection = connect(config.postgres)
+        refuse_standby(connection)
         return await _open(config, catalog, connection, tables, partitions)
     except BaseException:
         if connection is not None:
@@ -96,32 +99,43 @@ async def _open(
     try:
         writer = Writer(config, partitions)
         await writer.start()  # 3
-        progress = await _progress(config, connection, tables)  # 4, 5
+        progress, confirmed = await _progress(config, connection, tables)  # 4, 5
         oversized = await open_oversized(config)
     except BaseException:
         stream.close()
         await writer.close()
         raise
     database = connection.info.dbname
-    return Session(stream, writer, decoder, catalog, connection, database, progress, tables, oversized)  # 6
+    return Session(stream, writer, decoder, catalog, connection, database, progress, tables, oversized, confirmed)  # 6
 
 
 async def _fresh_slot(config: Config, connection: Connection, slot: Slot | None) -> Slot:
     """Creates the slot when nothing was ever read; refuses what would lose changes."""
-    check_gap(slot, await read_progress(config), identify(config.postgres), config.postgres)
+    progress = await read_progress(config)
+    check_gap(slot, progress, identify(config.postgres), config.postgres)
     create_slot(connection, config.postgres)
     failpoint("reader.slot-created")
     return cast(Slot, read_slot(connection, config.postgres.slot))
 
 
-async def _progress(config: Config, connection: Connection, tables: list[tuple[str, str]]) -> Progress:
+async def _progress(config: Config, connection: Connection, tables: list[tuple[str, str]]) -> tuple[Progress, int]:
+    """Progress, and where the slot stands. Raises GapError."""
     slot = cast(Slot, read_slot(connection, config.postgres.slot))
-    system = identify(config.postgres)
+    system, history = identify(config.postgres), read_history(connection)
     progress = await read_progress(config)
     check_gap(slot, progress, system, config.postgres)
-    if progress is not None:
-        return _without_others(progress, tables)
-    return first_progress(config, system, slot.confirmed_lsn, epoch=1)
+    check_history(history, progress)
+    if progress is None:
+        progress = _from_nothing(config, first_progress(config, system, slot.confirmed_lsn, epoch=1), tables)
+    progress = msgspec.structs.replace(progress, database_oid=history.database_oid)
+    return _without_others(progress, tables), slot.confirmed_lsn
+
+
+def _from_nothing(config: Config, first: Progress, tables: list[tuple[str, str]]) -> Progress:
+    """Notes which snapshots the topics begin with: these have nothing to sweep."""
+    if config.postgres.snapshot == "never":
+        return first
+    return msgspec.structs.replace(first, snapshots={".".join(name): SnapshotState() for name in tables})
 
 
 def _without_others(progress: Progress, tables: list[tuple[str, str]]) -> Progress:
@@ -174,8 +188,11 @@ def usable(selected: list[SelectedTable], config: Config) -> list[tuple[str, str
 
 
 def wanted_snapshots(config: Config, session: Session) -> dict[tuple[str, str], SnapshotState]:
-    """Tables whose snapshot is not complete. With snapshot = 'never' a new table counts as done."""
-    known = session.progress.snapshots
-    never = config.postgres.snapshot == "never"
-    states = {name: known.get(".".join(name), SnapshotState(done=never)) for name in session.tables}
+    """Tables whose snapshot is not complete. With snapshot = 'never' a new table counts as done.
+
+    One that comes later may have been selected before, so that its topic holds rows deleted meanwhile."""
+    progress = session.progress
+    since = progress.position.after().encode().decode() if progress.commit_lsn else None
+    new = SnapshotState(done=config.postgres.snapshot == "never", since=since)
+    states = {name: progress.snapshots.get(".".join(name), new) for name in session.tables}
     return {name: state for name, state in states.items() if not state.done}

@@ -16,6 +16,7 @@ from cdc.kafka.progress import read_progress
 from cdc.position import format_lsn
 from cdc.source.catalog import SelectedTable
 from cdc.source.connection import connect
+from cdc.source.history import check_history, read_history
 from cdc.source.slot import check_gap, read_slot
 from cdc.source.stream import identify
 
@@ -121,7 +122,13 @@ async def check_progress(config: Config) -> AsyncIterator[Finding]:
         return
     progress = await read_progress(config)  # after the slot, which a reader at work moves up to progress meanwhile
     try:
+        with closing(connect(config.postgres, name="memory-cdc doctor")) as connection:
+            history = read_history(connection)  # after progress, which the server is ahead of
+    except (ConnectError, psycopg.Error):
+        return
+    try:
         check_gap(slot, progress, system, config.postgres)
+        check_history(history, progress)
     except (GapError, PreconditionError) as failed:
         yield error(AREA, failed.message, failed.hint)
         return

@@ -18,16 +18,20 @@ READ_SECONDS = 60.0  # to read the whole topic: one small record a transaction u
 
 class SnapshotState(msgspec.Struct, frozen=True):
     """A table's snapshot. `after`: JSON array of the last key (as PostgreSQL text) up to which all chunks are in
-    Kafka, None at the beginning; `rows` counts those written."""
+    Kafka, None at the beginning; `rows` counts those written. `since`: a position (32 hex digits) below which it writes
+    nothing, so that what is older when it ends was deleted unseen; None where nothing can be."""
 
     done: bool = False
     after: list[str] | None = None
     rows: int = 0
+    since: str | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Everything at or below `(epoch, commit_lsn, ordinal)` is in Kafka. `complete` False: the transaction at
-    `commit_lsn` was cut after `ordinal`. `end_lsn` is the slot's feedback: the end of the last whole transaction."""
+    `commit_lsn` was cut after `ordinal`. `end_lsn` is the slot's feedback: the end of the last whole transaction.
+    `xid` and `commit_us` say which transaction is at `commit_lsn`, by which a history written anew is known
+    (cdc/source/history.py). Records of older versions have no `xid` and no `database_oid`: 0."""
 
     source: str
     slot: str
@@ -39,6 +43,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = True
     end_lsn: int = 0
     commit_us: int = 0
+    xid: int = 0
+    database_oid: int = 0
     snapshots: dict[str, SnapshotState] = {}
 
     @property

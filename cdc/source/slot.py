@@ -18,6 +18,7 @@ from cdc.errors import GapError, PreconditionError
 from cdc.kafka.progress import Progress
 from cdc.position import format_lsn
 from cdc.source.connection import said
+from cdc.source.history import RESYNC, since
 
 Name = tuple[str, str]  # schema, table
 
@@ -114,30 +115,32 @@ def check_gap(slot: Slot | None, progress: Progress | None, system: tuple[str, i
             hint=f"set [postgres] plugin = '{slot.plugin}', or name another slot and run `cdc resync`",
         )
     if slot is not None and slot.lost:
-        raise GapError(f"slot {slot.name} was invalidated by the server: its WAL is gone", hint=_RESYNC)
+        raise GapError(
+            f"slot {slot.name} was invalidated by the server: its WAL is gone, and with it all changes "
+            f"since {since(progress) if progress else 'the slot was made'}",
+            hint=RESYNC,
+        )
     if progress is None:
         return
     if (progress.system_id, progress.timeline) != system:
         raise GapError(
             f"the source is another server or timeline: progress is of system {progress.system_id} timeline "
-            f"{progress.timeline}, the source is system {system[0]} timeline {system[1]}",
-            hint=_RESYNC,
+            f"{progress.timeline} up to {since(progress)}, the source is system {system[0]} timeline {system[1]}: "
+            "what it holds since, and whether it holds all of that, is unknown",
+            hint=RESYNC,
         )
     if slot is None:
         raise GapError(
-            f"slot {config.slot} is gone while progress stands at {format_lsn(progress.end_lsn)}: "
+            f"slot {config.slot} is gone while progress stands at {since(progress)}: "
             "all changes since are lost to the stream",
-            hint=_RESYNC,
+            hint=RESYNC,
         )
     if slot.confirmed_lsn > progress.end_lsn:
         raise GapError(
-            f"slot {slot.name} stands at {format_lsn(slot.confirmed_lsn)}, progress at {format_lsn(progress.end_lsn)}: "
+            f"slot {slot.name} stands at {format_lsn(slot.confirmed_lsn)}, progress at {since(progress)}: "
             "the changes between are lost to the stream",
-            hint=_RESYNC,
+            hint=RESYNC,
         )
-
-
-_RESYNC = "run `cdc resync`: it makes a new epoch, reads every table again and removes what no longer exists"
 
 
 def _published(connection: Connection, publication: str, table: Name) -> bool:

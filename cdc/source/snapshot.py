@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import psycopg
 from psycopg import Connection, pq, sql
 
@@ -75,7 +76,7 @@ class TableSnapshot:
 
     def _move(self, last: list[str] | None, final: bool, rows: int) -> None:
         after = last if last is not None else self.state.after
-        self.state = SnapshotState(done=final, after=after, rows=self.state.rows + rows)
+        self.state = msgspec.structs.replace(self.state, done=final, after=after, rows=self.state.rows + rows)
 
 
 def low_high(connection: Connection, kind: str, chunk_id: str, name: Name) -> None:

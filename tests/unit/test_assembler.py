@@ -11,6 +11,7 @@ import pytest
 
 from cdc.assembler import Assembler, Assembly
 from cdc.config import Config, parse
+from cdc.errors import GapError
 from cdc.kafka.progress import Progress, SnapshotState
 from cdc.position import decode_position
 from cdc.source.events import MESSAGE_PREFIX, UNCHANGED, Begin, Column, Commit, Event, Message, Row, Table, Truncate
@@ -233,3 +234,37 @@ def test_spans_done_out_of_order_wait_for_those_before() -> None:
     assert done(0, 2, whole=False) == SnapshotState(after=["0.2"], rows=2)
     assert done(0, 1) == SnapshotState(after=["0.1"], rows=3)
     assert done(1, 5) == SnapshotState(done=True, after=["2.4"], rows=15)
+
+
+def test_a_history_written_anew_is_refused_before_anything_of_it_is_taken() -> None:
+    """The slot is below progress, whose last commit has to come again: same place, same transaction, same time."""
+    progress = begun(commit_lsn=20, ordinal=1, end_lsn=28, xid=7, commit_us=1_000_000)
+
+    def started(confirmed: int) -> Assembler:
+        return Assembler(config(), Origin("memories", "db", 1), progress, lambda content: None, confirmed_lsn=confirmed)
+
+    known = started(18)
+    assert not known.proof.given
+    chunk = feed(known, transaction(18, put(1)), transaction(20, put(1), xid=7), transaction(30, put(3)))
+    assert places(chunk) == [(30, 1, "c", 3)]
+    assert known.proof.given
+    others = [transaction(30, put(3)), transaction(20, put(1), xid=8), [Begin(7, 20, 1_000_001)]]
+    for other in others:
+        target = started(18)
+        with pytest.raises(GapError, match="written anew"):
+            feed(target, transaction(18, put(1)), other)
+        assert not target.proof.given
+        assert places(target.take()) == []
+    assert started(28).proof.given  # told by us, in the history we know
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+async def test_a_snapshot_asked_for_sweeps_what_is_older_than_the_request(epoch: int) -> None:
+    target = assembler(begun(epoch=epoch))
+    since = f"{epoch:08x}{15:016x}{0:08x}"
+    offering = Offering(target, [1])
+    target._offers["c"].snapshot.state = SnapshotState(since=since)
+    chunk = feed(target, transaction(20, LOW), transaction(40, HIGH))
+    markers = [json.loads(chunk.records[TOPIC][index][1] or b"") for index in chunk.markers[TOPIC]]
+    assert [marker["source"]["below"] for marker in markers] == [since]
+    assert not offering.answer.done()
