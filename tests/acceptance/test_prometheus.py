@@ -27,6 +27,7 @@ TEXTS = 20
 ON_EVENTS = {  # these series are born with the first event of their kind, and none of them is due here
     "cdc_index_retrains_total": "an index of another kind than Flat was trained anew",
     "cdc_reader_filled_total": "the output plugin left out a value",
+    "cdc_reader_oversized_total": "a row was too large for a record",
     "cdc_reader_retries_total": "the reader lost a server",
     "cdc_store_dead_letters_total": "a store refused a record",
     "cdc_store_rebuilds_total": "a store was filled anew",
