@@ -256,7 +256,7 @@ class Assembler:
         content = _content(message)
         kind = content.get("kind")
         if kind == "low":
-            self.windows.low(str(content.get("chunk")), tuple(content.get("table") or ()))
+            self._low(content)
         elif kind == "high":
             self._high(str(content.get("chunk")))
         elif self._skip_to:
@@ -267,6 +267,11 @@ class Assembler:
             self._chunk.heartbeat = Heartbeat(begin.commit_us, position)
         elif kind != "foreign":
             self._on_request(content)
+
+    def _low(self, content: dict[str, Any]) -> None:
+        table = content.get("table")
+        if isinstance(table, list) and [type(part) for part in table] == [str, str]:  # else it is not ours
+            self.windows.low(str(content.get("chunk")), (table[0], table[1]))
 
     def _high(self, chunk_id: str) -> None:
         """A snapshot chunk's place in the stream."""
@@ -330,7 +335,7 @@ def _content(message: Message) -> dict[str, Any]:
     stopping at it would be for good."""
     try:
         content = json.loads(message.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if isinstance(content, dict):
         return content

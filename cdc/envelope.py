@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from cdc.errors import DecodeError
+from cdc.errors import MALFORMED, DecodeError
 
 POSITION_HEADER = "cdc.pos"
 VERSION_HEADER = "cdc.ver"
@@ -79,7 +79,7 @@ def decode_event(value: bytes) -> ChangeEvent:
     """The whole event; raises DecodeError."""
     try:
         return _EVENT.decode(value)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise DecodeError(f"not a change event: {error}", hint="was this topic written by another program?") from error
 
 
@@ -87,7 +87,7 @@ def decode_after(value: bytes) -> tuple[Op, bytes | None]:
     """`(op, raw JSON of the row)` without decoding the rest: the stores' hot path. Raises DecodeError."""
     try:
         event = _AFTER.decode(value)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise DecodeError(f"not a change event: {error}", hint="was this topic written by another program?") from error
     after = bytes(event.after)
     return event.op, None if after == b"null" else after
@@ -97,7 +97,7 @@ def decode_key(key: bytes) -> dict[str, object]:
     """Primary-key column → value, in key order; raises DecodeError."""
     try:
         return _KEY.decode(key)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise DecodeError(f"not a record key: {error}", hint="was this topic written by another program?") from error
 
 

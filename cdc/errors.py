@@ -19,6 +19,11 @@ Only RecordError is ever survived by going on; all others stop the work and are 
 
 from __future__ import annotations
 
+import msgspec
+
+# what decoding JSON raises for bytes that are none, are no UTF-8, have another shape, or nest without end
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 
 class CdcError(Exception):
     """What went wrong, and `hint`: the remedy, one sentence, for the person who reads it."""

@@ -12,7 +12,7 @@ from enum import Enum
 
 import msgspec
 
-from cdc.errors import DecodeError
+from cdc.errors import MALFORMED, DecodeError
 
 Vector = Mapping[str, int]
 _DECODER = msgspec.json.Decoder(dict[str, int])
@@ -51,7 +51,7 @@ def decode_vector(data: bytes | str) -> dict[str, int]:
     """JSON object of origin → counter ≥ 0; raises DecodeError."""
     try:
         vector = _DECODER.decode(data)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise DecodeError("a version vector does not parse", hint='expected {"origin": counter}') from error
     if any(counter < 0 for counter in vector.values()):
         raise DecodeError("a version vector has a negative counter", hint="counters start at 0")

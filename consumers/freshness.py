@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from cdc import log, metrics
 from cdc.config import Config
+from cdc.errors import MALFORMED, DecodeError
 from cdc.position import decode_position
 from consumers.batches import Message
 from consumers.connection import disconnect
@@ -52,6 +53,16 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 
 _HEARTBEAT = msgspec.json.Decoder(Heartbeat)
+
+
+def decode_heartbeat(value: bytes) -> Heartbeat:
+    """One record of the heartbeat topic. Raises DecodeError."""
+    try:
+        heartbeat = _HEARTBEAT.decode(value)
+    except MALFORMED as error:
+        raise DecodeError(f"not a heartbeat: {error}", hint="is the topic shared with another program?") from error
+    decode_position(heartbeat.position)
+    return heartbeat
 
 
 class Freshness:
@@ -155,7 +166,7 @@ class Freshness:
 
     def _hear(self, message: Message) -> None:
         if message.value is not None and message.key == self._config.source_name.encode():
-            self.heard(_HEARTBEAT.decode(message.value))
+            self.heard(decode_heartbeat(message.value))
 
     async def wait_for(
         self, position: bytes, ends: Callable[[], Awaitable[Mapping[Partition, int]]], applied: Mapping[Partition, int]

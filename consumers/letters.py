@@ -20,12 +20,16 @@ from cdc.config import Config
 from cdc.dead_letter import CLOSING, KIND, MESSAGE, OFFSET, OUTCOME, PARTITION, REASON, REQUEST, STORE, TIME, TOPIC
 from cdc.envelope import POSITION_HEADER, VERSION_HEADER, header
 from cdc.errors import DecodeError
+from cdc.position import decode_position
 from consumers.batches import Message
 from consumers.replay import Span, replay, span_ends
 from consumers.store import Partition
 
 Outcome = Literal["redriven", "superseded", "discarded"]
 Headers = list[tuple[str, bytes]]
+
+DIGITS = 19  # of a 64-bit number
+_HINT = "is the dead-letter topic written by another program too?"
 
 
 class DeadLetter(NamedTuple):
@@ -81,27 +85,41 @@ def parse(message: Message) -> Entry:
     if kind == REQUEST:
         return Request(letter.id, letter.time_ms)
     if kind == CLOSING:
-        return Closing(letter.id, header(message.headers, OUTCOME).decode(), letter.time_ms)
+        return Closing(letter.id, _text(message, OUTCOME), letter.time_ms)
     raise DecodeError(f"a dead letter of the unknown kind {kind!r}", hint="was it written by a newer version?")
 
 
 def _letter(message: Message) -> DeadLetter:
-    def text(name: str) -> str:
-        return header(message.headers, name).decode()
-
+    position = header(message.headers, POSITION_HEADER)
+    if position:  # empty for a record that was not ours
+        decode_position(position)
     return DeadLetter(
         key=message.key,
         value=message.value,
-        reason=text(REASON),
-        message=text(MESSAGE),
-        store=text(STORE),
-        topic=text(TOPIC),
-        partition=int(text(PARTITION)),
-        offset=int(text(OFFSET)),
-        position=header(message.headers, POSITION_HEADER),
+        reason=_text(message, REASON),
+        message=_text(message, MESSAGE),
+        store=_text(message, STORE),
+        topic=_text(message, TOPIC),
+        partition=_number(message, PARTITION),
+        offset=_number(message, OFFSET),
+        position=position,
         vector=header(message.headers, VERSION_HEADER),
-        time_ms=int(text(TIME)),
+        time_ms=_number(message, TIME),
     )
+
+
+def _text(message: Message, name: str) -> str:
+    try:
+        return header(message.headers, name).decode()
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"a dead letter's header {name} is not UTF-8", hint=_HINT) from error
+
+
+def _number(message: Message, name: str) -> int:
+    text = _text(message, name).removeprefix("-")  # a record that never came to the topic has the offset -1
+    if not text.isascii() or not text.isdigit() or len(text) > DIGITS:
+        raise DecodeError(f"a dead letter's header {name} is no number", hint=_HINT)
+    return int(header(message.headers, name))
 
 
 def headers_of(letter: DeadLetter, *more: tuple[str, bytes]) -> Headers:

@@ -12,7 +12,7 @@ import msgspec
 
 from cdc import __version__
 from cdc.envelope import POSITION_HEADER, VERSION_HEADER
-from cdc.errors import DecodeError, PreconditionError
+from cdc.errors import MALFORMED, DecodeError, PreconditionError
 from cdc.metrics import READER_FILLED
 from cdc.source.events import Fragment, Table
 from cdc.version import decode_vector, encode_vector
@@ -80,7 +80,7 @@ class Envelope:
         """The row's own version vector; counted and replaced by the default when it is none."""
         try:
             return encode_vector(decode_vector(_text.decode(fragment)))
-        except (msgspec.DecodeError, DecodeError):
+        except (*MALFORMED, DecodeError):
             READER_FILLED.labels(f"{self.table.schema}.{self.table.name}", "bad version vector").inc()
             return self._default
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from cdc.errors import DecodeError
+from cdc.errors import MALFORMED, DecodeError
 from cdc.source.arrays import body
 from cdc.source.events import Codec
 
@@ -44,7 +44,7 @@ def vector_codec(width: Width, otherwise: Codec) -> Codec:
             inner = (inner + b",").replace(b"-0,", b"-0.0,")[:-1]
         try:
             return pack(_floats(b"[%b]" % inner), width)
-        except msgspec.DecodeError:
+        except MALFORMED:
             values = _nonfinite(inner)
             return otherwise(text) if values is None else pack(values, width)
 

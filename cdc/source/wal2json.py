@@ -123,6 +123,8 @@ class Wal2jsonDecoder:
             raise DecodeError(f"wal2json: {error}", hint=_HINT) from error
         except UnicodeDecodeError as error:
             raise DecodeError(f"wal2json: not UTF-8 at byte {error.start}", hint=_HINT) from error
+        except RecursionError as error:  # the plugin nests three levels
+            raise DecodeError("wal2json: nested deeper than the plugin writes", hint=_HINT) from error
 
     def _insert(self, payload: bytes, change: _Change) -> Row | None:
         rows = self._of(change)

@@ -22,6 +22,9 @@ Name = tuple[str, str]
 # xids remembered: those delivered between a commit record and the end of its transaction, a matter of milliseconds
 # (of a standby's answer with synchronous replication); 100,000 transactions are seconds at the very least.
 REMEMBERED = 100_000
+# keys a window keeps, some 100 MB: a chunk during whose reading so much is written is read again, and a low message
+# whose high never comes (its reader was killed, or somebody else wrote it) does not grow for ever
+MOST_KEYS = 1_000_000
 
 
 @dataclass(slots=True)
@@ -45,7 +48,7 @@ class Window:
     name: Name
     low_at: int  # number of transactions delivered before low
     keys: set[bytes] = field(default_factory=set)
-    truncated: bool = False
+    truncated: bool = False  # or touched too often: the chunk is to be read again
 
 
 class Windows:
@@ -73,7 +76,10 @@ class Windows:
     def touch(self, name: Name, key: bytes) -> None:
         """The stream changed a key."""
         for window in self.by_table.get(name, ()):
-            window.keys.add(key)
+            if len(window.keys) < MOST_KEYS:
+                window.keys.add(key)
+            else:
+                window.truncated = True
 
     def truncate(self, name: Name) -> None:
         """The stream emptied a table."""

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from cdc.envelope import decode_floats
-from cdc.errors import DecodeError
+from cdc.errors import MALFORMED, DecodeError
 from consumers.embedder import Embedder
 from consumers.faiss.arrays import Bytes, Digests, Ids, Vectors
 from consumers.faiss.ledger import State
@@ -83,7 +83,7 @@ class VectorColumn:
                         continue
                     else:
                         array = np.array(value, dtype=np.float32)  # NULL in it becomes NaN
-                except (DecodeError, msgspec.DecodeError) as error:
+                except (DecodeError, *MALFORMED) as error:
                     staged.reject(place, record, "undecodable", f"column {self._column}: {error}")
                     continue
                 if array.size != self.dimension and not self._adopt(array.size):
@@ -135,7 +135,7 @@ class TextColumn:
         for place, record in enumerate(records):
             try:
                 value = self._value(record.value)
-            except msgspec.DecodeError as error:
+            except MALFORMED as error:
                 staged.reject(place, record, "undecodable", f"column {self._column}: {error}")
                 continue
             if value is None or value is GONE:
@@ -169,7 +169,7 @@ def text_digest(text: str) -> int:
 def reader_of(column: str, of: Any) -> Callable[[bytes | None], Any]:
     """A function from a record's value to the column's value or GONE, that looks at nothing else of the record.
 
-    It raises msgspec.DecodeError when the column is missing or not of the type.
+    It raises one of MALFORMED when the column is missing or not of the type.
     """
     row = msgspec.defstruct("Row", [("value", of)], rename={"value": column}, gc=False)
     op = Literal["c", "u", "d", "r"]

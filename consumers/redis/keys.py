@@ -17,12 +17,13 @@ from string import Formatter
 import msgspec
 
 from cdc.config import Config
-from cdc.errors import ConfigError, DecodeError
+from cdc.errors import MALFORMED, ConfigError, DecodeError
 
 INDEX = "by_user"
 _ODD = re.compile(r"[%:{}\x00-\x20\x7f]")
 _ENCODED = re.compile(r"%([0-9A-F]{2})")
 _FIELD = "\0"  # stands for a value in a pattern; no key holds it
+_HINT = "was this topic written by another program?"
 _PARTS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -46,10 +47,12 @@ def decode_value(text: str) -> str:
 def decode_parts(key: bytes) -> dict[str, tuple[str, bool]]:
     """A topic's key → column → (exact text, whether it is a JSON string), in key order. Raises DecodeError."""
     try:
-        parts = _PARTS.decode(key)
-        return {column: _part(bytes(raw)) for column, raw in parts.items()}
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DecodeError(f"not a record key: {error}", hint="was this topic written by another program?") from error
+        parts = {column: _part(bytes(raw)) for column, raw in _PARTS.decode(key).items()}
+    except MALFORMED as error:
+        raise DecodeError(f"not a record key: {error}", hint=_HINT) from error
+    if not parts:
+        raise DecodeError("a record's key has no columns", hint=_HINT)
+    return parts
 
 
 def _part(raw: bytes) -> tuple[str, bool]:

@@ -14,7 +14,7 @@ import msgspec
 
 from cdc.config import Table
 from cdc.envelope import decode_floats
-from cdc.errors import ConfigError, DecodeError, RecordError
+from cdc.errors import MALFORMED, ConfigError, DecodeError, RecordError
 from consumers.redis.keys import encode_odd
 from consumers.store import Record
 
@@ -120,7 +120,7 @@ class RowEncoder:
             if len(value) > VALUE_BYTES:
                 raise RecordError("too_large", f"a record of {self._name} has {len(value)} bytes: Redis takes less")
             change = _CHANGE.decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except MALFORMED as error:
             raise RecordError("decode", f"a record of {self._name} is not a change event: {error}") from error
         if change.op == "d":
             return [position, vector, DELETE]

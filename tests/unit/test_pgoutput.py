@@ -33,7 +33,7 @@ def test_one_table_object_as_long_as_nothing_changes() -> None:
     assert len({id(event.table) for event in EVENTS if hasattr(event, "table")}) == 2
 
 
-@settings(max_examples=2000, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 @given(frame=mutated(FRAMES))
 def test_a_broken_frame_is_a_decode_error(frame: bytes) -> None:
     """Or it still means something, or names a table that is not as the catalog says."""
