@@ -104,7 +104,9 @@ async def side_by_side(trials: list[Any]) -> None:
         async with room:
             await trial
 
-    await asyncio.gather(*(one(trial) for trial in trials))
+    async with asyncio.TaskGroup() as group:  # the first that fails ends the others
+        for trial in trials:
+            group.create_task(one(trial))
 
 
 async def test_a_consumer_killed_anywhere(servers: Endpoints, url: str, tmp_path: Path) -> None:
