@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-smoke up down lock
+.PHONY: help setup demo test crash soak check format bench bench-smoke up down lock
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,16 @@ demo: setup ## Shows the pipeline at work on real servers, in under a minute
 
 test: setup ## Proves it: every test, against real servers that it starts itself
 	$(BIN)/pytest
+
+crash: setup ## Kills processes at every failpoint and compares everything: TRIALS=300 SEED=random KINDS=all JSON=file
+	$(BIN)/python -m tests.crash --trials $(TRIALS) $(CRASH)
+
+soak: setup ## All faults at random for MINUTES=30, with the same invariants
+	$(BIN)/python -m tests.crash --soak $(MINUTES) $(CRASH)
+
+TRIALS ?= 300
+MINUTES ?= 30
+CRASH = $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds $(KINDS)) $(if $(JSON),--json $(JSON))
 
 check: setup ## Lint, format, types and import directions
 	$(BIN)/ruff check .

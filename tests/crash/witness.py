@@ -69,7 +69,7 @@ class Witness:
             while True:
                 for place, messages in (await self._consumer.getmany(timeout_ms=POLL_MS)).items():
                     for message in messages:
-                        self._see(place, message)
+                        self.see(place, message)
 
     async def _there(self) -> bool:
         known: set[str] = await self._consumer.topics()
@@ -80,7 +80,8 @@ class Witness:
         data = [TopicPartition(topic, number) for topic in self._topics for number in partitions]
         return [*data, TopicPartition(self.config.kafka.progress_topic, 0)]
 
-    def _see(self, place: TopicPartition, message: Any) -> None:
+    def see(self, place: TopicPartition, message: Any) -> None:
+        """The next record. Raises Violation."""
         if place.topic == self.config.kafka.progress_topic:
             self.progress = decode_progress(message.value)
             return
