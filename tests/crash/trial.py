@@ -145,6 +145,7 @@ async def _resync(rig: Rig, case: Case) -> _Death:
 async def _rebuild(rig: Rig, case: Case) -> _Death:
     """It dies, another one succeeds, while the live store is written and read."""
     words = case.victim.split()
+    rig.watch.rows_paused = True  # a swap shows rows as of the shadow, until the running consumer has caught up in it
     hit = await _dead(rig.command(*words, failpoint=f"{case.point}=kill"), case)
     rebuilt_equal(await rig.rebuild(words[1]), quiet=False)
     return _Death(hit, 0.0)
