@@ -186,7 +186,7 @@ class _Run:
         log.info("reading", position=str(session.progress.position), tables=len(session.tables))
         self._assembler.begin()
         self._ready.set()
-        for name, state in wanted_snapshots(config, session).items():
+        for name, state in wanted_snapshots(session).items():
             self._wanted.put_nowait((name, state))
         async with asyncio.TaskGroup() as group:
             for task in (self._pump(), self._ship(group), self._status(), self._snapshots()):

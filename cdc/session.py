@@ -126,24 +126,21 @@ async def _progress(config: Config, connection: Connection, tables: list[tuple[s
     check_gap(slot, progress, system, config.postgres)
     check_history(history, progress)
     if progress is None:
-        progress = _from_nothing(config, first_progress(config, system, slot.confirmed_lsn, epoch=1), tables)
+        progress = first_progress(config, system, slot.confirmed_lsn, epoch=1)
     progress = msgspec.structs.replace(progress, database_oid=history.database_oid)
-    return _without_others(progress, tables), slot.confirmed_lsn
+    return _selected(config, progress, tables), slot.confirmed_lsn
 
 
-def _from_nothing(config: Config, first: Progress, tables: list[tuple[str, str]]) -> Progress:
-    """Notes which snapshots the topics begin with: these have nothing to sweep."""
-    if config.postgres.snapshot == "never":
-        return first
-    return msgspec.structs.replace(first, snapshots={".".join(name): SnapshotState() for name in tables})
-
-
-def _without_others(progress: Progress, tables: list[tuple[str, str]]) -> Progress:
+def _selected(config: Config, progress: Progress, tables: list[tuple[str, str]]) -> Progress:
     """Forgets the snapshots of tables that are not selected: what they go through now passes unseen, so that they have
-    to be read again when they are selected once more."""
-    names = {".".join(name) for name in tables}
-    kept = {name: state for name, state in progress.snapshots.items() if name in names}
-    return msgspec.structs.replace(progress, snapshots=kept)
+    to be read again when they are selected once more. Notes those that are to be read, unless snapshot = 'never'.
+
+    One that comes later may have been selected before; its topic then holds rows deleted meanwhile."""
+    since = progress.position.after().encode().decode() if progress.commit_lsn else None
+    known, never = progress.snapshots, config.postgres.snapshot == "never"
+    names = [name for name in map(".".join, tables) if name in known or not never]
+    states = {name: known.get(name, SnapshotState(since=since)) for name in names}
+    return msgspec.structs.replace(progress, snapshots=states)
 
 
 def first_progress(config: Config, system: tuple[str, int], end_lsn: int, *, epoch: int) -> Progress:
@@ -187,12 +184,8 @@ def usable(selected: list[SelectedTable], config: Config) -> list[tuple[str, str
     return [(table.schema, table.name) for table in selected]
 
 
-def wanted_snapshots(config: Config, session: Session) -> dict[tuple[str, str], SnapshotState]:
-    """Tables whose snapshot is not complete. With snapshot = 'never' a new table counts as done.
-
-    One that comes later may have been selected before, so that its topic holds rows deleted meanwhile."""
-    progress = session.progress
-    since = progress.position.after().encode().decode() if progress.commit_lsn else None
-    new = SnapshotState(done=config.postgres.snapshot == "never", since=since)
-    states = {name: progress.snapshots.get(".".join(name), new) for name in session.tables}
+def wanted_snapshots(session: Session) -> dict[tuple[str, str], SnapshotState]:
+    """Tables whose snapshot is not complete."""
+    done = SnapshotState(done=True)  # of a table that snapshot = 'never' leaves out
+    states = {name: session.progress.snapshots.get(".".join(name), done) for name in session.tables}
     return {name: state for name, state in states.items() if not state.done}
