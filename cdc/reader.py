@@ -21,6 +21,7 @@ from cdc.errors import CdcError, ConnectError, GapError, LoginError, RecordError
 from cdc.failpoint import failpoint
 from cdc.holding import BACKOFF, hold, pause
 from cdc.kafka.chunk import Batches, Outgoing
+from cdc.kafka.logs import watch_logs
 from cdc.kafka.progress import Progress, SnapshotState
 from cdc.log import get
 from cdc.metrics import (
@@ -192,6 +193,7 @@ class _Run:
             for task in (self._pump(), self._ship(group), self._status(), self._snapshots()):
                 group.create_task(task)
             group.create_task(beat(config))
+            group.create_task(self._watch_logs())
             group.create_task(watch(config, session.tables))
 
     async def _pump(self) -> None:
@@ -293,7 +295,16 @@ class _Run:
 
     async def hold(self, error: ConnectError) -> None:
         """After a lost server: if it is Kafka, the slot stays ours until Kafka is back."""
-        await hold(error, self._session.writer, self._status(), self._config.source_name)
+        await hold(error, self._session.writer, self._beside(), self._config.source_name)
+
+    async def _beside(self) -> None:
+        await asyncio.gather(self._status(), self._watch_logs())
+
+    async def _watch_logs(self) -> None:
+        """Until a topic has lost records."""
+        config, session = self._config, self._session
+        topics = {config.kafka.table_topic(*name): config.kafka.partitions for name in session.tables}
+        await watch_logs(config, session.progress.logs, topics)
 
     async def _status(self) -> None:
         """On a timer: an unanswered wal_sender_timeout would end the stream."""

@@ -13,6 +13,7 @@ from cdc.config import Config
 from cdc.errors import PreconditionError
 from cdc.failpoint import failpoint
 from cdc.kafka.chunk import Chunk
+from cdc.kafka.logs import highest_epoch, read_logs
 from cdc.kafka.progress import Progress, SnapshotState, read_progress
 from cdc.kafka.topics import ensure_topics
 from cdc.kafka.writer import Writer
@@ -34,7 +35,8 @@ async def resync(config: Config) -> Progress:
         tables = usable(catalog.selected_tables(), config)
     finally:
         catalog.close()
-    writer = Writer(config, await ensure_topics(config.kafka, tables))
+    topics = await ensure_topics(config.kafka, tables)
+    writer = Writer(config, topics)
     with connect(config.postgres) as connection:
         refuse_standby(connection)
         slot = read_slot(connection, config.postgres.slot)
@@ -48,12 +50,13 @@ async def resync(config: Config) -> Progress:
             start = create_slot(connection, config.postgres)
             failpoint("resync.slot-created")
             chunk = Chunk()
-            epoch = old.epoch + 1 if old else 1
+            epoch = 1 + (old.epoch if old else await highest_epoch(config, topics))
             first = first_progress(config, identify(config.postgres), start, epoch=epoch)
             # also with snapshot = 'never': the stores hold rows of before, which only reading the tables proves
             states = {f"{schema}.{name}": SnapshotState() for schema, name in tables}
             oid = read_history(connection).database_oid
-            chunk.progress = msgspec.structs.replace(first, snapshots=states, database_oid=oid)
+            logs = await read_logs(config.kafka, topics)
+            chunk.progress = msgspec.structs.replace(first, snapshots=states, database_oid=oid, logs=logs)
             await writer.write(chunk)
             failpoint("resync.written")
         finally:

@@ -4,7 +4,8 @@
 2. Acquire the slot (a busy slot makes this reader a standby).
 3. Fence the old writer (InitProducerId), so that nothing can be committed behind our back.
 4. Read progress (read_committed).
-5. Compare: a slot ahead of progress, missing, lost, or of another server is a gap; refused, with the remedy.
+5. Compare: a slot ahead of progress, missing, lost, or of another server is a gap; so are topics that lost records;
+   refused, with the remedy.
 6. What is at or below progress will be skipped by the assembler.
 """
 
@@ -21,6 +22,7 @@ from cdc.config import Config
 from cdc.dead_letter import READER
 from cdc.errors import PreconditionError
 from cdc.failpoint import failpoint
+from cdc.kafka.logs import compared
 from cdc.kafka.progress import Progress, SnapshotState, read_progress
 from cdc.kafka.topics import ensure_topics
 from cdc.kafka.writer import Writer
@@ -100,6 +102,8 @@ async def _open(
         writer = Writer(config, partitions)
         await writer.start()  # 3
         progress, confirmed = await _progress(config, connection, tables)  # 4, 5
+        topics = {config.kafka.table_topic(*name): config.kafka.partitions for name in tables}
+        progress = await compared(config, progress, topics, writer.ends)
         oversized = await open_oversized(config)
     except BaseException:
         stream.close()

@@ -47,6 +47,14 @@ class Heartbeat(msgspec.Struct, frozen=True):
                 return False
         return True
 
+    def outruns(self, newer: Heartbeat) -> bool:
+        """True when a newer one saw a log end earlier: ours speaks of a log that is no more."""
+        return any(
+            before > now
+            for topic, ends in self.ends.items()
+            for before, now in zip(ends, newer.ends.get(topic, ()), strict=False)
+        )
+
     def beyond(self, known: Collection[str]) -> list[str]:
         """Topics with records that are not among the known ones."""
         return [topic for topic, ends in self.ends.items() if any(ends) and topic not in known]
@@ -83,6 +91,8 @@ class Freshness:
 
     def heard(self, heartbeat: Heartbeat) -> None:
         """Keeps a heartbeat until it is reached; too many are thinned out, the oldest and the newest stay."""
+        if self._pending and self._pending[-1].outruns(heartbeat):
+            self._pending = [other for other in self._pending if not other.outruns(heartbeat)]
         self._pending.append(heartbeat)
         if len(self._pending) > PENDING:
             del self._pending[1:-1:2]

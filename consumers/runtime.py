@@ -370,7 +370,7 @@ class Runtime:
         try:
             logs = await self.partitions.logs()
         except KafkaError as error:
-            LOG.info("the topics' ids cannot be asked for now", store=self._store.name, reason=repr(error))
+            LOG.debug("the topics' ids cannot be asked for now", store=self._store.name, reason=repr(error))
             return
         if self._opened is not None and any(self._store.logs.get(place) != log for place, log in logs.items()):
             self.partitions.displace()

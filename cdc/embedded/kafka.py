@@ -87,7 +87,7 @@ class Kafka(Server):
         (self.data / "tmp").mkdir(parents=True, exist_ok=True)
         text = "".join(f"{name}={_escaped(value)}\n" for name, value in self._properties().items())
         (self.data / "server.properties").write_text(text)
-        if not (self.data / "log" / "meta.properties").exists():
+        if not Path(self._properties()["log.dirs"], "meta.properties").exists():
             options = [f"--cluster-id={_cluster_id(self.folder)}", f"--config={self.data / 'server.properties'}"]
             self.run([*self._java(), "kafka.tools.StorageTool", "format", *options])
 

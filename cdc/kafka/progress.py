@@ -27,6 +27,13 @@ class SnapshotState(msgspec.Struct, frozen=True):
     since: str | None = None
 
 
+class Log(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The log behind a topic: Kafka's id of it, and the offset at which each partition begins; none is all zero."""
+
+    id: str
+    starts: list[int] = []
+
+
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Everything at or below `(epoch, commit_lsn, ordinal)` is in Kafka. `complete` False: the transaction at
     `commit_lsn` was cut after `ordinal`. `end_lsn` is the slot's feedback: the end of the last whole transaction.
@@ -46,6 +53,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     xid: int = 0
     database_oid: int = 0
     snapshots: dict[str, SnapshotState] = {}
+    logs: dict[str, Log] = {}  # by topic, see cdc/kafka/logs.py
 
     @property
     def position(self) -> Position:
@@ -77,14 +85,19 @@ async def read_progress(config: Config) -> Progress | None:
     Only right once `Writer.start` has returned: until then an older writer may still commit, and its transaction's
     outcome may still be on its way to the topic.
     """
-    partition = TopicPartition(config.kafka.progress_topic, 0)
-    doing = "reading progress"
+    value = await newest_value(config, config.kafka.progress_topic)
+    return None if value is None else decode_progress(value)
+
+
+async def newest_value(config: Config, topic: str) -> bytes | None:
+    """Of our source, in one of our topics of one partition. Raises ConnectError."""
+    partition = TopicPartition(topic, 0)
+    doing = f"reading {topic}"
     async with open_consumer(config.kafka) as consumer, failure.bounded(config.kafka, doing, READ_SECONDS):
         if partition.topic not in await consumer.topics():
             return None  # no reader has made it yet; asking for its end would wait for it
         consumer.assign([partition])
-        value = await _last_value(consumer, partition, config.source_name.encode())
-    return None if value is None else decode_progress(value)
+        return await _last_value(consumer, partition, config.source_name.encode())
 
 
 async def _last_value(consumer: Any, partition: TopicPartition, key: bytes) -> bytes | None:

@@ -7,7 +7,9 @@ one that ended would end the test.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from cdc.config import Config
 from cdc.embedded import Endpoints, Servers
 from tests.conftest import fresh_database
 from tests.crash.kafka_cluster import (
+    PROMISE_SECONDS,
     assert_seen_once,
     brokers,
     names,
@@ -27,9 +30,11 @@ from tests.crash.kafka_cluster import (
     writing,
 )
 from tests.pipeline import MEMORIES, assert_equal_everywhere, assert_in_order, config_of, pipeline, source
+from tests.waiting import until
 
 NODES = 3
 ROUNDS = int(os.environ.get("CDC_KAFKA_ROUNDS", "1"))  # rolling bounces: each takes every broker away, once by SIGTERM
+DISK = "64m"
 KILLS = 3 * ROUNDS
 
 
@@ -52,6 +57,29 @@ def dsn(servers: Endpoints) -> Iterator[str]:
     """A database of this test's own, with the table."""
     with fresh_database(servers.postgres_dsn) as dsn:
         yield dsn
+
+
+@pytest.fixture
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system of its own, DISK large."""
+    folder = tmp_path_factory.mktemp("disk")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """A file that takes all the space that is left."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        while free := os.statvfs(disk).f_bavail:
+            with contextlib.suppress(OSError):  # the broker took some meanwhile: look again
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free * os.statvfs(disk).f_frsize)
+    return filler
 
 
 def made(servers: Endpoints, dsn: str, folder: Path, own: Servers, count: int) -> Config:
@@ -101,3 +129,25 @@ async def test_a_rolling_bounce(servers: Endpoints, dsn: str, cluster: Servers, 
         await assert_equal_everywhere(running)
     figures = ", ".join(f"{away:.1f}/{back:.1f}" for away, back in taken)
     print(f"three brokers, {'SIGTERM' if clean else 'SIGKILL'} each: progress {figures} s after it left/came back")
+
+
+async def test_a_full_disk(servers: Endpoints, dsn: str, small_disk: Path, tmp_path: Path) -> None:
+    """The broker ends itself, as Kafka does without a log folder it can write; with space again it is started."""
+    with brokers(tmp_path / "kafka", 1, log_dirs=str(small_disk / "log")) as own:
+        config, broker = made(servers, dsn, tmp_path, own, 1), own["kafka"]
+        async with pipeline(config) as running:
+            await running.caught_up()
+            async with witness(config) as seen:
+                with writing(config, seeded()) as workload:
+                    filler = fill(small_disk)
+                    await until(lambda: not broker.running, "a broker that ends itself", PROMISE_SECONDS)
+                    before = workload.transactions
+                    await until(lambda: workload.transactions > before + 100, "writes while Kafka is away")
+                    filler.unlink()
+                    await asyncio.to_thread(broker.stop)  # what is left of the process
+                    await asyncio.to_thread(broker.start)
+                    seconds = await progress_again(running)
+                await running.caught_up()
+                assert_in_order(await assert_seen_once(config, seen))
+            await assert_equal_everywhere(running)
+        print(f"Kafka's disk full: progress {seconds:.1f} s after the broker's return")

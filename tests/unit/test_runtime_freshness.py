@@ -91,3 +91,11 @@ def test_pending_heartbeats_are_bounded(freshness: Freshness) -> None:
         assert len(freshness._pending) <= PENDING
     freshness.reached({A: 20 * PENDING}, ours, {A[0]})
     assert freshness.at == 20 * PENDING - 1  # the newest is kept
+
+
+def test_heartbeats_of_a_log_that_is_no_more_hold_nothing_up(freshness: Freshness) -> None:
+    """The topic was made anew and is shorter than it was: the old ends are never reached."""
+    freshness.heard(beat(1, 100, 200))
+    freshness.heard(beat(2, 5, 6))
+    freshness.reached({A: 5, B: 6}, ours, {A[0]})
+    assert freshness.at == 2.0

@@ -1,0 +1,152 @@
+"""Topics deleted, made anew or cut behind our backs: the reader refuses, and a resync makes all stores equal again.
+
+No offset tells of it: a new log may have outgrown the offsets of the old one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
+
+from cdc.config import Config
+from cdc.embedded import Endpoints
+from cdc.errors import GapError
+from cdc.kafka.topics import ensure_topics
+from cdc.reader import Reader
+from cdc.resync import resync
+from tests.conftest import fresh_database
+from tests.pipeline import (
+    MEMORIES,
+    ReaderTask,
+    assert_equal_everywhere,
+    assert_in_order,
+    config_of,
+    pipeline,
+    source,
+)
+from tests.waiting import LIMIT_SECONDS, until
+
+ROWS = (
+    "INSERT INTO memories SELECT n, 'a', repeat('x', 50), n, n, '{{}}', array_fill(n::real, ARRAY[8])"
+    " FROM generate_series({}, {}) n"
+)
+TABLES = [("public", "memories")]
+
+
+@pytest.fixture
+def dsn(servers: Endpoints) -> Iterator[str]:
+    """A database of this test's own."""
+    with fresh_database(servers.postgres_dsn) as dsn:
+        yield dsn
+
+
+def table_topic(config: Config) -> str:
+    return config.kafka.table_topic(*TABLES[0])
+
+
+async def gone(admin: Any, topic: str) -> None:
+    """Deletes a topic, and waits until the broker has."""
+    await admin.delete_topics([topic])
+
+    async def absent() -> bool:
+        return topic not in await admin.list_topics()
+
+    await until(absent, "a topic deleted")
+
+
+async def deleted(admin: Any, config: Config) -> None:
+    """Whoever comes next, the reader too, makes it again."""
+    await gone(admin, table_topic(config))
+
+
+async def made_anew(admin: Any, config: Config) -> None:
+    """At once, and with the right settings: nobody sees it missing."""
+    await gone(admin, table_topic(config))
+    await ensure_topics(config.kafka, TABLES)
+
+
+async def cut(admin: Any, config: Config) -> None:
+    """The first record of each partition, as `kafka-delete-records` does where retention was allowed."""
+    topic = table_topic(config)
+
+    async def policy(value: str) -> None:
+        # every other setting goes back to the broker's; its own start and defaults do not matter here
+        resource = ConfigResource(ConfigResourceType.TOPIC, topic, {**settings, "cleanup.policy": value})
+        await admin.alter_configs([resource])
+
+    (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    settings = {entry[0]: entry[1] for entry in answer.resources[0][4] if entry[3] == 1}  # 1: the topic's own
+
+    async def cut_now() -> bool:
+        wanted = {TopicPartition(topic, n): RecordsToDelete(1) for n in range(config.kafka.partitions)}
+        try:
+            await admin.delete_records(wanted)
+        except KafkaError:
+            return False  # the policy has not come through yet
+        return True
+
+    await policy("delete")
+    await until(cut_now, "records deleted")
+    await policy("compact")
+
+
+async def progress_deleted(admin: Any, config: Config) -> None:
+    """The topics hold records, and nobody knows how far."""
+    await gone(admin, config.kafka.progress_topic)
+
+
+Harm = Callable[[Any, Config], Awaitable[None]]
+
+
+@pytest.mark.parametrize(
+    ("harm", "words", "reading"),
+    [
+        (deleted, "was deleted", True),
+        (made_anew, "deleted and made anew", True),
+        (cut, "has lost the records", True),
+        (deleted, "deleted and made anew", False),
+        (progress_deleted, "no progress", False),
+    ],
+)
+async def test_a_lost_log_is_refused_and_a_resync_mends_it(
+    servers: Endpoints, dsn: str, tmp_path: Path, harm: Harm, words: str, reading: bool
+) -> None:
+    config = config_of(servers, dsn, tmp_path)
+    admin: Any = AIOKafkaAdminClient(**config.kafka.client_options())
+    await admin.start()
+    try:
+        with source(config) as connection:
+            connection.execute(MEMORIES)
+            async with pipeline(config) as running:
+                connection.execute(ROWS.format(1, 60))
+                await running.caught_up()
+                if not reading:
+                    await running.source.stop()
+                await harm(admin, config)
+                if reading:  # the new log outgrows the old one
+                    connection.execute(ROWS.format(61, 300))
+                    with pytest.raises(GapError, match=words) as caught:
+                        await asyncio.wait_for(asyncio.shield(running.source.task), LIMIT_SECONDS)
+                else:
+                    with pytest.raises(GapError, match=words) as caught:
+                        await asyncio.wait_for(Reader(config, gap_seconds=0).run(), LIMIT_SECONDS)
+                assert "cdc resync" in caught.value.hint
+                connection.execute("DELETE FROM memories WHERE id <= 10")  # unseen
+                assert (await resync(config)).epoch == 2
+                running.source = ReaderTask(config)
+                await running.caught_up()
+                assert_in_order(await assert_equal_everywhere(running))
+                await running.restart()  # what was refused is not refused again
+                connection.execute("DELETE FROM memories WHERE id = 30")
+                await running.caught_up()
+                await assert_equal_everywhere(running)
+    finally:
+        await admin.close()
