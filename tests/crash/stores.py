@@ -76,6 +76,7 @@ class Table:
         self._chance = chance
         self._next = 0
         self.rows: dict[int, dict[str, Any]] = {}
+        self.spoilt: set[bytes] = set()  # keys
 
     async def insert(self, number: int) -> None:
         """One transaction of new rows."""
@@ -95,10 +96,10 @@ class Table:
             for row in ids:
                 del self.rows[row]
 
-    async def truncate(self) -> None:
-        """All of them."""
-        await self._writer.truncate(TABLE)
-        self.rows.clear()
+    async def spoil(self, number: int) -> None:
+        """A row whose vector no store can hold."""
+        await self._writer.put(TABLE, [{**self.rows.pop(number), "embedding": "f32:?"}], "u")
+        self.spoilt.add(b'{"id":%d}' % number)
 
     async def change(self, size: int = 60) -> None:
         """Any of the first three, of up to `size` rows."""
@@ -166,6 +167,11 @@ class Consumer:
         )
         self.task = asyncio.ensure_future(self.runtime.run())
 
+    async def killed(self) -> None:
+        """Cancelled where it stands; what the operating system would do is done."""
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
     def check(self) -> None:
         """Raises what ended it."""
         if self.task.done():
@@ -225,8 +231,10 @@ async def becomes_equal(made: Table, consumer: Consumer) -> None:
     await until(done, "a store equal to its topic")
 
 
-async def assert_nothing_ahead(made: Table, kind: str) -> Offsets:
-    """What the store's offsets claim is there, and the group's are not beyond them; returns the store's."""
+async def assert_nothing_ahead(made: Table, kind: str, *, refused: bool = False) -> Offsets:
+    """What the store's offsets claim is there, and the group's are not beyond them; returns the store's.
+
+    `refused`: spoilt rows may be passed over, because their letters are written."""
     records = await table_dump(made.config)
     store: Any = RedisStore(made.config) if kind == "redis" else FaissStore(made.config)
     try:
@@ -236,11 +244,23 @@ async def assert_nothing_ahead(made: Table, kind: str) -> Offsets:
     finally:
         await store.close()
     for (key, position), version in zip(claimed.items(), versions, strict=True):
+        if refused and key in made.spoilt:
+            continue
         assert version is not None, f"{key!r} is claimed and not held"
         assert version.position >= position, f"{key!r} is claimed at {position!r} and held at {version.position!r}"
     group = await committed(made.config, kind)
     assert all(offset <= offsets.get(place, 0) for place, offset in group.items()), (group, offsets)
     return dict(offsets)
+
+
+async def assert_complete(made: Table, offsets: Offsets) -> None:
+    """Every record is below the offsets, which are in the topic; marks that end Kafka's transactions may be beyond."""
+    topic, ends = made.config.kafka.table_topic(*NAME), await made.ends()
+    assert all(offset <= ends[place] for place, offset in offsets.items()), (offsets, ends)
+    left = [
+        record for record in await table_dump(made.config) if record.offset >= offsets.get((topic, record.partition), 0)
+    ]
+    assert not left, (offsets, ends)
 
 
 def newest(records: Iterable[Record], offsets: Offsets, topic: str) -> dict[bytes, bytes]:

@@ -20,12 +20,14 @@ import pytest
 import redis.asyncio as client
 
 from cdc.embedded import Endpoints, Servers
+from consumers.letters import read_dead_letters
 from consumers.rebuild import rebuild
 from tests.crash.stores import (
     DIMENSION,
     STABLE,
     Consumer,
     Table,
+    assert_complete,
     assert_nothing_ahead,
     becomes_equal,
     consuming,
@@ -123,7 +125,7 @@ async def test_a_consumer_killed_anywhere(servers: Endpoints, url: str, tmp_path
                 await consumer.caught_up(made)
                 assert await equal(made, consumer.store)
             after = await assert_nothing_ahead(made, kind)
-            assert after == await made.ends()
+            await assert_complete(made, after)
             print(
                 f"{kind} {point}@{hit}: {sum(before.values())} offsets were durable, {sum(after.values())} at the end"
             )
@@ -185,3 +187,30 @@ async def probing(made: Table, consumer: Consumer) -> AsyncIterator[list[int]]:
         done.set()
         await task
     assert reads
+
+
+@pytest.mark.parametrize("kind", ["redis", "faiss"])
+async def test_killed_between_a_record_refused_and_its_letter(
+    servers: Endpoints, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The store's offsets stay before the record until the letter is written, so that the next start writes it."""
+    data = settings(servers.kafka_bootstrap, database(url, 63), tmp_path)
+    reached = asyncio.Event()
+
+    async def dies(*_arguments: object) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    async with table(data, seeded()) as made:
+        await made.spoil(3)
+        with monkeypatch.context() as patched:
+            patched.setattr("consumers.dead_letters.DeadLetters.add", dies)
+            consumer = Consumer(made.config, kind)
+            await reached.wait()
+            await consumer.killed()
+        await assert_nothing_ahead(made, kind, refused=False)
+        async with consuming(made.config, kind) as again:
+            await again.caught_up(made)
+        letters = [letter.key async for letter in read_dead_letters(made.config, kind)]
+        assert letters == [b'{"id":3}']
+        await assert_complete(made, await assert_nothing_ahead(made, kind, refused=True))
