@@ -108,9 +108,9 @@ async def open_oversized(config: Config) -> Oversized:
             for records in (await consumer.getmany(partition, timeout_ms=200)).values():
                 for record in records:
                     named = dict(record.headers)
-                    place = named[TOPIC].decode(), record.key
-                    if named.get(KIND) is None:
+                    place = named.get(TOPIC, b"").decode(errors="replace"), record.key  # '' for a record not of ours
+                    if POSITION_HEADER in named and KIND not in named:
                         letters[place] = list(record.headers)
-                    elif named[KIND] == CLOSING:
+                    elif named.get(KIND) == CLOSING:
                         letters.pop(place, None)
     return Oversized(config, letters)

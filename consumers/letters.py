@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from typing import Literal, NamedTuple
 
+from cdc import log
 from cdc.config import Config
 from cdc.dead_letter import CLOSING, KIND, MESSAGE, OFFSET, OUTCOME, PARTITION, REASON, REQUEST, STORE, TIME, TOPIC
 from cdc.envelope import POSITION_HEADER, VERSION_HEADER, header
@@ -24,6 +25,8 @@ from cdc.position import decode_position
 from consumers.batches import Message
 from consumers.replay import Span, replay, span_ends
 from consumers.store import Partition
+
+LOG = log.get(__name__)
 
 Outcome = Literal["redriven", "superseded", "discarded"]
 Headers = list[tuple[str, bytes]]
@@ -76,17 +79,22 @@ class Closing(NamedTuple):
 Entry = DeadLetter | Request | Closing
 
 
-def parse(message: Message) -> Entry:
-    """One record of the topic. Raises DecodeError for one that is none of ours."""
-    kind = dict(message.headers).get(KIND)
-    letter = _letter(message)
-    if kind is None:
-        return letter
-    if kind == REQUEST:
-        return Request(letter.id, letter.time_ms)
-    if kind == CLOSING:
-        return Closing(letter.id, _text(message, OUTCOME), letter.time_ms)
-    raise DecodeError(f"a dead letter of the unknown kind {kind!r}", hint="was it written by a newer version?")
+def parse(message: Message) -> Entry | None:
+    """One record of the topic; None for one that is not ours. It holds no row of ours: passing it over loses nothing,
+    while stopping at it would be for good."""
+    try:
+        kind = dict(message.headers).get(KIND)
+        letter = _letter(message)
+        if kind is None:
+            return letter
+        if kind == REQUEST:
+            return Request(letter.id, letter.time_ms)
+        if kind == CLOSING:
+            return Closing(letter.id, header(message.headers, OUTCOME).decode(), letter.time_ms)
+    except (DecodeError, ValueError):  # UnicodeDecodeError is one
+        pass
+    LOG.warning("a record among the dead letters is not ours", topic=message.topic, offset=message.offset)
+    return None
 
 
 def _letter(message: Message) -> DeadLetter:
@@ -199,7 +207,9 @@ async def read_entries(config: Config, store: str) -> AsyncIterator[Entry]:
     ends = await span_ends(config, [topic])
     async for messages in replay(config, {partition: Span(None, end) for partition, end in ends.items()}):
         for message in messages:
-            yield parse(message)
+            entry = parse(message)
+            if entry is not None:
+                yield entry
 
 
 async def read_dead_letters(config: Config, store: str) -> AsyncIterator[DeadLetter]:

@@ -26,7 +26,7 @@ from cdc.config import Config
 from cdc.errors import ConnectError, StoreError
 from consumers.connection import disconnect
 from consumers.dead_letters import DeadLetters
-from consumers.letters import DeadLetter, OpenLetters, Outcome, parse
+from consumers.letters import DeadLetter, Entry, OpenLetters, Outcome, parse
 from consumers.retry import MOST_SECONDS, Action, delays, policy_for
 from consumers.store import Batch, Inspectable, Partition, Rejected
 from consumers.topics import TableTopics
@@ -104,11 +104,13 @@ class Parked:
         finally:
             await disconnect(consumer)
 
-    def _hear(self, entry: object) -> None:
+    def _hear(self, entry: Entry | None) -> None:
+        if entry is None:
+            return
         if isinstance(entry, DeadLetter):
             self._unseen.add(entry.id)
             entry = entry._replace(value=None)  # the record's own topic still has it as long as it matters
-        self.open.add(entry)  # type: ignore[arg-type]
+        self.open.add(entry)
 
     async def _look(self) -> None:
         """Once the end was reached: letters that came are compared with the store, and the rest is shown."""

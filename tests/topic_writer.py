@@ -129,6 +129,12 @@ class TopicWriter:
         async with self._scope():
             await self._producer.send_and_wait(self._config.kafka.table_topic(*table.split(".")), value, key=key)
 
+    async def foreign_letter(self, key: bytes, value: bytes) -> None:
+        """A record of another program among Redis' dead letters."""
+        async with self._scope():
+            topic = self._config.kafka.dead_letter_topic("redis")
+            await self._producer.send_and_wait(topic, value, key=key, headers=[("cdc.dlq.kind", b"odd")])
+
     async def raw(self, table: str, key: bytes, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
         """A record with any headers at all."""
         async with self._scope():

@@ -105,8 +105,8 @@ async def redriven(config: Config, store: str, wanted: Sequence[Filed], wait_sec
     return results
 
 
-def _answer(entry: Entry, asked: Mapping[str, Filed], results: dict[Filed, str]) -> None:
-    if isinstance(entry, Request) or (each := asked.get(entry.id)) is None:
+def _answer(entry: Entry | None, asked: Mapping[str, Filed], results: dict[Filed, str]) -> None:
+    if entry is None or isinstance(entry, Request) or (each := asked.get(entry.id)) is None:
         return
     if isinstance(entry, DeadLetter):
         results[each] = f"refused again ({entry.reason}): {entry.message}"

@@ -183,6 +183,7 @@ async def test_letters_survive_a_restart_and_are_counted_once(config: Config, to
     await unsound(topics, 1)
     async with running(config, "redis"):
         await until(lambda: open_letters("redis") == 1, "one letter")
+    await topics.foreign_letter(b"not a letter", b"\xff")
     with redis.Redis.from_url(config.redis.url) as client:
         client.flushdb()  # so that all is replayed, the bad record too
     async with running(config, "redis") as (_runtime, store):
