@@ -16,7 +16,7 @@ A, B = ("m.public.a", 0), ("m.public.a", 1)
 
 @pytest.fixture
 def freshness() -> Freshness:
-    config: Config = parse({"postgres": {"dsn": "x"}, "kafka": {"bootstrap": "x", "prefix": "m"}})
+    config: Config = parse({"postgres": {"dsn": "dbname=x"}, "kafka": {"bootstrap": "x", "prefix": "m"}})
     return Freshness(config, "unit")
 
 
