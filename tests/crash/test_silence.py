@@ -106,7 +106,7 @@ def test_a_long_query_is_not_given_up(reach: Reach, ask: Ask, proxy: Proxy) -> N
     """The server, asked meanwhile over other connections, still works on it."""
     connection = reach()
     opened = proxy.opened
-    assert ask(connection, "SELECT 'done' FROM pg_sleep(2)").result(LIMIT_SECONDS) == ("done",)
+    assert ask(connection, "SELECT 'done' FROM pg_sleep(1.3)").result(LIMIT_SECONDS) == ("done",)
     assert proxy.opened >= opened + 2
 
 
@@ -126,13 +126,12 @@ async def test_a_cancelled_call_ends_at_once(reach: Reach, proxy: Proxy) -> None
     """Whoever is cancelled waits for its thread, and the thread for the server no longer."""
     connection = reach(silence_seconds=1000.0)
     sent = proxy.bytes_up
-    call = asyncio.ensure_future(beside(connection.execute, "SELECT pg_sleep(1000)"))
+    call = asyncio.ensure_future(beside(connection.execute, "SELECT pg_sleep(30)"))
     await until(lambda: proxy.bytes_up > sent, "the query on its way")
     begun = time.monotonic()
     call.cancel()
-    async with asyncio.timeout(LIMIT_SECONDS):
-        with pytest.raises(asyncio.CancelledError):
-            await call
+    await asyncio.wait({call}, timeout=LIMIT_SECONDS / 4)
+    assert call.cancelled(), "the thread still waits for the server"
     print(f"ended after {time.monotonic() - begun:.2f} s")
     assert connection.closed
 
