@@ -11,6 +11,7 @@ import asyncio
 import json
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -34,6 +35,7 @@ CONSOLE = Console(soft_wrap=True)
 def main() -> int:
     """Exit code."""
     chosen = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and folders are cleared away
     CONSOLE.print(f"SEED={chosen.seed}")
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
     if chosen.soak is not None:

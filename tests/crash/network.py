@@ -28,6 +28,7 @@ class Network:
     redis: Proxy
     direct: Endpoints
     endpoints: Endpoints
+    broker: Servers  # Kafka itself, to be killed and started again
 
     def heal(self) -> None:
         """All three."""
@@ -75,4 +76,4 @@ def proxied(servers: Endpoints, folder: Path) -> Iterator[Network]:
             kafka_bootstrap=kafka.address,
             redis_url=redis._replace(netloc=f"{login}@{memory.address}" if login else memory.address).geturl(),
         )
-        yield Network(postgres, kafka, memory, direct, through)
+        yield Network(postgres, kafka, memory, direct, through, broker)

@@ -28,6 +28,7 @@ from consumers.redis import RedisStore
 from consumers.redis.sentinel import read_sentinel
 from tests.conftest import drop_slots
 from tests.crash.invariants import Violation, equal, memory_bounded, offsets_behind
+from tests.crash.network import Network
 from tests.crash.stores import committed
 from tests.crash.watch import Watch
 from tests.crash.witness import Witness
@@ -51,9 +52,13 @@ def lay_out(dsn: str) -> None:
 class Rig:
     """Everything of one world: names, processes, witness. Two databases of its Redis are its own."""
 
-    def __init__(self, servers: Endpoints, dsn: str, folder: Path, journal: Journal) -> None:
-        self.folder, self.journal = folder, journal
-        self._servers, self._dsn = servers, dsn
+    def __init__(
+        self, servers: Endpoints, dsn: str, folder: Path, journal: Journal, network: Network | None = None
+    ) -> None:
+        self.folder, self.journal, self.network = folder, journal, network
+        self._servers = network.endpoints if network else servers
+        self._dsn = network.reach(dsn) if network else dsn
+        self.restarts: Counter[str] | None = None  # counts, once set, services that ended, and starts them again
         self.peaks: dict[str, int] = {}
         self._before: Counter[str] = Counter()  # counted in worlds that are gone
         self._begin()
@@ -71,6 +76,8 @@ class Rig:
             gateway={"port": free_port(set())},
         )  # fmt: skip
         self.config = parse(self.data)
+        if self.network:
+            self.config = self.network.beside(self.config)
         self.witness = Witness(self.config, TABLES)
         self.watch = Watch(self.config, self.witness)
         self.children: dict[str, CommandChild] = {}
@@ -159,10 +166,15 @@ class Rig:
             await until(lambda: connection.execute(query, name).fetchone() == (0,), "a free slot")
 
     async def _supervise(self) -> None:
-        """Raises Violation when a service ends that was not killed."""
+        """Raises Violation when a service ends that was not killed, or starts it again."""
         while True:
-            for name, child in self.children.items():
-                if name not in self.may_end and child.process.poll() is not None:
+            for name, child in list(self.children.items()):
+                if name in self.may_end or child.process.poll() is None:
+                    continue
+                if self.restarts is not None:
+                    self.restarts[name] += 1
+                    self.start(name)
+                else:
                     raise Violation(f"{name} ended by itself: {child.log.read_text()[-1500:]}")
             await asyncio.sleep(0.05)
 
@@ -279,9 +291,11 @@ def _by_id(rows: list[dict[str, str | None]]) -> Rows:
 
 
 @asynccontextmanager
-async def rigged(servers: Endpoints, dsn: str, folder: Path, journal: Journal) -> AsyncIterator[Rig]:
+async def rigged(
+    servers: Endpoints, dsn: str, folder: Path, journal: Journal, network: Network | None = None
+) -> AsyncIterator[Rig]:
     """A world with all three processes running; nothing of it is left behind."""
-    rig = Rig(servers, dsn, folder, journal)
+    rig = Rig(servers, dsn, folder, journal, network)
     try:
         await rig.open()
         yield rig

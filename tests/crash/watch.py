@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import psycopg
 import redis.asyncio as client
+from aiokafka.errors import KafkaError
 from redis.exceptions import RedisError
 
 from cdc.config import Config
@@ -71,5 +72,5 @@ async def _for_ever(work: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await work()
-        except (psycopg.OperationalError, RedisError, ConnectError, OSError):
+        except (psycopg.OperationalError, RedisError, KafkaError, ConnectError, OSError):
             await asyncio.sleep(0.2)  # a server is away; whether it may be, the schedule knows

@@ -14,9 +14,11 @@ from typing import Any
 
 import msgspec
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 
 from cdc.config import Config
 from cdc.envelope import MARKER_KEYS, ChangeEvent, decode_event
+from cdc.errors import ConnectError
 from cdc.kafka.offsets import open_consumer
 from cdc.kafka.progress import Progress, decode_progress
 from tests.crash.invariants import Change, Journaled, Key, complete, in_order, sessions_in_order, version_grows
@@ -50,6 +52,7 @@ class Witness:
         self.held: dict[str, dict[bytes, Record]] = {table: {} for table in tables}
         self.offsets: dict[TopicPartition, int] = {}  # the newest record's
         self.records = 0
+        self._next: dict[TopicPartition, int] = {}
         self._topics = {config.kafka.table_topic("public", table): table for table in tables}
         self._last: dict[TopicPartition, Record] = {}
         self._versions: dict[Key, int] = {}
@@ -62,14 +65,26 @@ class Witness:
         self._commits: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
 
     async def run(self) -> None:
-        """Reads for ever. Raises Violation."""
+        """Reads for ever; a broker that is away is waited for. Raises Violation."""
+        while True:
+            try:
+                await self._read()
+            except (KafkaError, ConnectError):
+                self._consumer = None
+                await asyncio.sleep(0.2)  # the broker starts
+
+    async def _read(self) -> None:
+        """One connection's life; it goes on where the last one was."""
         async with open_consumer(self.config.kafka) as self._consumer:
             await until(self._there, "the topics", 60)
             self._consumer.assign(self._places())
+            for place, offset in self._next.items():
+                self._consumer.seek(place, offset)
             while True:
                 for place, messages in (await self._consumer.getmany(timeout_ms=POLL_MS)).items():
                     for message in messages:
                         self.see(place, message)
+                        self._next[place] = message.offset + 1
 
     async def _there(self) -> bool:
         known: set[str] = await self._consumer.topics()
@@ -130,12 +145,15 @@ class Witness:
         await self._reached(self._places())
 
     async def _reached(self, places: list[TopicPartition]) -> None:
+        """Raises KafkaError when the broker is away."""
+        await until(lambda: self._consumer is not None and set(places) <= self._consumer.assignment(), "a witness", 60)
         consumer = self._consumer
-        await until(lambda: consumer is not None and set(places) <= consumer.assignment(), "a witness", 60)
         ends = await consumer.end_offsets(places)
         for place, end in ends.items():
-            while await consumer.position(place) < end:
+            while self._consumer is consumer and await consumer.position(place) < end:
                 await asyncio.sleep(0.01)  # its task reads on
+        if self._consumer is not consumer:
+            await self._reached(places)
 
     def check(self, journal: Journaled, *, gap: bool) -> None:
         """Compares what came with what was committed since the last check. Raises Violation."""
