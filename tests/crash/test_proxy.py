@@ -199,5 +199,5 @@ def test_a_target_that_is_down(ends: list[str]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         down = unused.getsockname()[1]  # bound, but nobody listens
-        with Proxy("127.0.0.1", down) as proxy, connected(proxy) as client, pytest.raises(ConnectionResetError):
+        with Proxy("127.0.0.1", down) as proxy, pytest.raises(ConnectionResetError), connected(proxy) as client:
             client.recv(1)
