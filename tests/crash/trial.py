@@ -17,7 +17,7 @@ from tests.crash.workload import writing
 from tests.pipeline import CommandChild
 
 FIRST_START = "reader.slot-created"  # passed by a new world's reader only
-HIT_SECONDS = 30.0  # for a failpoint to be reached; else it counts as missed
+HIT_SECONDS = 60.0  # for a failpoint to be reached; else it counts as missed
 START_SECONDS = 120.0  # for a first start of all processes on a busy machine
 REBUILD_EVERY = 10  # trials
 AFTER_SECONDS = (0.05, 0.4)  # writing goes on that long after the restart

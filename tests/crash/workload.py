@@ -32,7 +32,7 @@ ROWS = 240  # keys a table
 HOT = 12  # keys of memories that get a third of all changes
 LARGE = 150  # rows of a large transaction, several chunks of transaction_rows
 SESSIONS = 3
-PAUSE_SECONDS = (0.0, 0.03)  # between two transactions of a session
+PAUSE_SECONDS = (0.01, 0.08)  # between two transactions of a session
 
 
 class Journal:
