@@ -35,7 +35,7 @@ from tests.pipeline import (
 )
 from tests.waiting import until
 
-ROUNDS = int(os.environ.get("CDC_CRASH_ROUNDS", "4"))
+ROUNDS = int(os.environ.get("CDC_CRASH_ROUNDS", "2"))
 MOUNT_BYTES = 224 << 20
 ROOM_BYTES = 20 << 20  # left on the full disk: one more segment of WAL (16 MiB), and not two
 SEGMENT_BYTES = 16 << 20

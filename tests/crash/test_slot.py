@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 import redis
+from prometheus_client import REGISTRY
 
 from cdc.config import Config, parse
 from cdc.embedded import Endpoints
@@ -25,6 +27,8 @@ from cdc.errors import GapError
 from cdc.kafka.progress import Progress, read_progress
 from cdc.reader import Reader
 from cdc.resync import resync
+from cdc.source.slot import read_slot
+from cdc.source.watch import show_slot
 from tests.conftest import fresh_database
 from tests.crash.cluster import Cluster
 from tests.pipeline import (
@@ -47,7 +51,7 @@ from tests.waiting import LIMIT_SECONDS, until
 
 PROGRAM = shutil.which("prometheus")
 NAME = "public.memories"
-KEEP_BYTES = 32 << 20
+KEEP_BYTES = 64 << 20
 STAYING = range(1, 200)  # rows that are there before and after
 ROWS = (
     "INSERT INTO memories (id, content, embedding) SELECT n, 't', array[n,0,0,0,0,0,0,1] FROM generate_series({}, {}) n"
@@ -62,8 +66,8 @@ def dsn(servers: Endpoints) -> Iterator[str]:
 
 @pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """It keeps little WAL for a slot."""
-    keep = {"max_slot_wal_keep_size": f"{KEEP_BYTES >> 20}MB", "max_wal_size": "32MB", "min_wal_size": "32MB"}
+    """It keeps little WAL for a slot, and makes a checkpoint when it is told to."""
+    keep = {"max_slot_wal_keep_size": f"{KEEP_BYTES >> 20}MB", "max_wal_size": "1GB"}
     made = Cluster(tmp_path_factory.mktemp("forgetful"), keep)
     try:
         yield made
@@ -118,7 +122,7 @@ async def test_an_invalidated_slot_and_a_resync_under_reads(
         await running.source.stop()
         cluster.query("DELETE FROM memories WHERE id > 250")
         cluster.query(ROWS.format(300, 320))
-        await asyncio.to_thread(invalidate, cluster, config)
+        await asyncio.to_thread(invalidate, config)
         with pytest.raises(GapError, match=r"invalidated.*all changes since .*committed") as caught:
             await asyncio.wait_for(Reader(config, gap_seconds=0).run(), LIMIT_SECONDS)
         print("refused:", caught.value)
@@ -138,18 +142,42 @@ async def test_an_invalidated_slot_and_a_resync_under_reads(
     print(f"{prober.reads} reads and {prober.searches} searches during the resync, none missed a row")
 
 
-def invalidate(cluster: Cluster, config: Config) -> None:
-    """More WAL than the slot may hold, and a checkpoint, which removes it."""
+def invalidate(config: Config) -> None:
+    """More WAL than the slot may hold, and a checkpoint, which removes it. The metrics said so before, by what the
+    alert CdcSlotLowOnWal pages on."""
     with source(config) as connection:
-        for _ in range(20):
-            connection.execute("SELECT pg_logical_emit_message(false, 'filler', repeat('x', 4 << 20))")
-            connection.execute("SELECT pg_switch_wal()")
+        assert share_left(connection, config) > 0.5
+        while (share := share_left(connection, config)) >= 0.2:
+            write_wal(connection)
+        print(f"share of the slot's WAL that is left, as the metrics tell it: {share:.2f}")
+        for _ in range(10):
+            write_wal(connection)
             connection.execute("CHECKPOINT")
-            query = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = %s"
-            found = connection.execute(query, [config.postgres.slot]).fetchone()
-            if found == ("lost",):
+            slot = read_slot(connection, config.postgres.slot)
+            if slot is not None and slot.lost:
                 return
-    raise AssertionError(f"the slot is {found}")
+    raise AssertionError(f"the slot is {slot}")
+
+
+def share_left(connection: psycopg.Connection, config: Config) -> float:
+    """The rule's cdc:slot_safe_ratio, of what the reader would export now."""
+    slot = read_slot(connection, config.postgres.slot)
+    assert slot is not None
+    assert not slot.lost
+    show_slot(slot)
+    labels = {"slot": slot.name}
+    safe, retained = (
+        REGISTRY.get_sample_value(name, labels) for name in ("cdc_slot_safe_wal_bytes", "cdc_slot_retained_wal_bytes")
+    )
+    assert safe is not None
+    assert retained is not None
+    return safe / (safe + retained)
+
+
+def write_wal(connection: psycopg.Connection) -> None:
+    """A segment of 16 MiB, most of it empty."""
+    connection.execute("SELECT pg_logical_emit_message(false, 'filler', repeat('x', 1 << 20))")
+    connection.execute("SELECT pg_switch_wal()")
 
 
 @contextmanager
