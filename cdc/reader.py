@@ -194,7 +194,7 @@ class _Run:
                 group.create_task(task)
             group.create_task(beat(config))
             group.create_task(self._watch_logs())
-            group.create_task(watch(config, session.tables))
+            group.create_task(watch(config, session.tables, session.progress.definitions))
 
     async def _pump(self) -> None:
         """Decodes what has arrived; waits while the chunk is full and the writer busy."""

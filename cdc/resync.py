@@ -21,7 +21,7 @@ from cdc.session import first_progress, usable
 from cdc.source.catalog import Catalog
 from cdc.source.connection import connect
 from cdc.source.history import read_history, refuse_standby
-from cdc.source.slot import create_slot, drop_slot, read_slot
+from cdc.source.slot import create_slot, drop_slot, ensure_publication, read_slot
 from cdc.source.stream import identify
 
 
@@ -45,6 +45,8 @@ async def resync(config: Config) -> Progress:
         await writer.start()  # fences, so that the progress read next is the last
         try:
             old = await read_progress(config)
+            if config.postgres.plugin == "pgoutput":  # before the slot: it cannot decode what was written without one
+                ensure_publication(connection, config.postgres, tables)
             drop_slot(connection, config.postgres.slot)
             failpoint("resync.slot-dropped")
             start = create_slot(connection, config.postgres)

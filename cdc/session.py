@@ -26,16 +26,20 @@ from cdc.kafka.logs import compared
 from cdc.kafka.progress import Progress, SnapshotState, read_progress
 from cdc.kafka.topics import ensure_topics
 from cdc.kafka.writer import Writer
+from cdc.log import get
 from cdc.oversized import Oversized, open_oversized
 from cdc.source.beside import beside
 from cdc.source.catalog import Catalog, SelectedTable
 from cdc.source.connection import connect
+from cdc.source.definition import ask, changed, read_definitions
 from cdc.source.events import Decoder
 from cdc.source.history import check_history, read_history, refuse_standby
 from cdc.source.pgoutput import PgoutputDecoder
 from cdc.source.slot import Slot, check_gap, create_slot, ensure_publication, read_slot
 from cdc.source.stream import Stream, identify
 from cdc.source.wal2json import Wal2jsonDecoder
+
+log = get(__name__)
 
 
 @dataclass(slots=True)
@@ -104,6 +108,7 @@ async def _open(
         progress, confirmed = await _progress(config, connection, tables)  # 4, 5
         topics = {config.kafka.table_topic(*name): config.kafka.partitions for name in tables}
         progress = await compared(config, progress, topics, writer.ends)
+        progress = defined(config, connection, progress, tables)
         oversized = await open_oversized(config)
     except BaseException:
         stream.close()
@@ -145,6 +150,20 @@ def _selected(config: Config, progress: Progress, tables: list[tuple[str, str]])
     names = [name for name in map(".".join, tables) if name in known or not never]
     states = {name: known.get(name, SnapshotState(since=since)) for name in names}
     return msgspec.structs.replace(progress, snapshots=states)
+
+
+def defined(config: Config, connection: Connection, progress: Progress, tables: list[tuple[str, str]]) -> Progress:
+    """Asks for snapshots of tables whose definition changed, and notes what all are now. Raises PreconditionError."""
+    now = read_definitions(connection, config.postgres, tables)
+    for label in changed(progress.definitions, now):
+        if config.postgres.snapshot == "never":
+            log.warning(
+                "a table was changed; rows of before keep their columns", table=label, hint="run `cdc snapshot`"
+            )
+        else:
+            log.info("a table was changed, it is read again", table=label)
+            ask(connection, label)
+    return msgspec.structs.replace(progress, definitions={**progress.definitions, **now})
 
 
 def first_progress(config: Config, system: tuple[str, int], end_lsn: int, *, epoch: int) -> Progress:

@@ -8,10 +8,11 @@ import msgspec
 from aiokafka import TopicPartition
 
 from cdc.config import Config
-from cdc.errors import DecodeError
+from cdc.errors import MALFORMED, DecodeError
 from cdc.kafka import failure
 from cdc.kafka.offsets import open_consumer
 from cdc.position import Position
+from cdc.source.definition import Definition
 
 READ_SECONDS = 60.0  # to read the whole topic: one small record a transaction until the broker compacts it
 
@@ -54,6 +55,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     database_oid: int = 0
     snapshots: dict[str, SnapshotState] = {}
     logs: dict[str, Log] = {}  # by topic, see cdc/kafka/logs.py
+    definitions: dict[str, Definition] = {}  # by table, see cdc/source/definition.py
 
     @property
     def position(self) -> Position:
@@ -73,7 +75,7 @@ def decode_progress(value: bytes) -> Progress:
     """Raises DecodeError."""
     try:
         return _DECODER.decode(value)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise DecodeError(
             f"not a progress record: {error}", hint="is the progress topic shared with another program?"
         ) from error

@@ -16,6 +16,7 @@ from cdc.log import get
 from cdc.metrics import SLOT_ACTIVE, SLOT_LOST, SLOT_RETAINED, SLOT_SAFE, SOURCE_ROWS
 from cdc.source.beside import beside, opened
 from cdc.source.connection import connect, connect_error
+from cdc.source.definition import Definitions, changed, read_definitions
 from cdc.source.relations import table_names
 from cdc.source.selection import TablesChanged
 from cdc.source.slot import Slot, read_slot
@@ -70,8 +71,16 @@ async def watch_slot(config: Config) -> None:
         await asyncio.sleep(SLOT_SECONDS)
 
 
-async def watch(config: Config, tables: Sequence[tuple[str, str]]) -> None:
-    """For ever. Raises ConnectError when the source is away."""
+def _look_for_ddl(
+    connection: Connection, config: Config, tables: Sequence[tuple[str, str]], known: Definitions
+) -> None:
+    found = changed(known, read_definitions(connection, config.postgres, tables))
+    if found:
+        raise TablesChanged(f"{', '.join(found)} changed", hint="nothing: it is read again")
+
+
+async def watch(config: Config, tables: Sequence[tuple[str, str]], definitions: Definitions) -> None:
+    """For ever. Raises ConnectError when the source is away, TablesChanged when a table came or is another now."""
     due = 0.0
     async with opened(connect, config.postgres, name="memory-cdc watch") as connection:
         try:
@@ -80,6 +89,7 @@ async def watch(config: Config, tables: Sequence[tuple[str, str]]) -> None:
                 if slot is not None:
                     show_slot(slot)
                 await beside(_look_for_tables, connection, config, tables)
+                await beside(_look_for_ddl, connection, config, tables, definitions)
                 if time.monotonic() >= due:
                     due = await beside(_count, connection, tables)
                 await asyncio.sleep(SLOT_SECONDS)
