@@ -37,8 +37,10 @@ METRICS = ("reader_port", "redis_port", "faiss_port")
 
 
 @pytest.fixture(autouse=True)
-def logs() -> Iterator[None]:
-    """Commands point the logs at the captured stderr."""
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands point the logs at the captured stderr; uvloop has words of its own for what aiokafka leaves open, which
+    pyproject.toml ignores in asyncio's."""
+    monkeypatch.setattr("uvloop.run", asyncio.run)
     yield
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
