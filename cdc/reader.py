@@ -340,7 +340,7 @@ class _Run:
 
 
 def _stuck_hint(said: str) -> str:
-    if "string buffer" in said or "memory alloc" in said:
+    if "out of memory" in said or "memory alloc" in said:  # 54000 and XX000; what passes by itself never comes here
         return (
             "a row is larger than the plugin can show (1 GB as text): pgoutput may, else `cdc resync` without the row"
         )
