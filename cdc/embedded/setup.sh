@@ -106,6 +106,7 @@ setup_system() {
     have mvn || jars_are_there || install "fetches Kafka's server" maven || true # the last step says what is wrong then
     compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || install "sets the clocks of tests" libfaketime ||
         say "tests that set clocks will be skipped"
+    have openssl || install "makes the certificates of tests" openssl || say "tests of TLS will fail"
     have prometheus || install "the alerts are tested with it" prometheus || say "tests that need Prometheus will be skipped"
 }
 
