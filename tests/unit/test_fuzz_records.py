@@ -113,7 +113,7 @@ def test_records_of_a_table() -> None:
                 rejected += len(content.apply(step.records).rejected) + in_redis(step.records)
         return "dead letters" if rejected else "applied"
 
-    fuzz.run(0.2, one)
+    fuzz.run(0.1, one)
 
 
 def in_redis(records: Sequence[Record]) -> int:
