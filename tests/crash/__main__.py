@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import secrets
 import shutil
 import signal
@@ -36,6 +37,7 @@ def main() -> int:
     """Exit code."""
     chosen = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and folders are cleared away
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that a broker was killed is no news here
     CONSOLE.print(f"SEED={chosen.seed}")
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
     if chosen.soak is not None:
