@@ -21,7 +21,7 @@ VECTOR = np.array([1, 2, 2], dtype=np.float32)
 def config_of(**table: Any) -> Config:
     return parse(
         {
-            "postgres": {"dsn": "x"},
+            "postgres": {"dsn": "dbname=x"},
             "kafka": {"bootstrap": "x"},
             "tables": {"public.memories": table},
             "faiss": {"metric": "l2"},

@@ -45,7 +45,7 @@ def memory() -> Memory:
 
 @pytest.fixture
 async def parts(memory: Memory) -> Parts:
-    config = parse({"postgres": {"dsn": "x"}, "kafka": {"bootstrap": "x", "prefix": "m"}})
+    config = parse({"postgres": {"dsn": "dbname=x"}, "kafka": {"bootstrap": "x", "prefix": "m"}})
     freshness = Freshness(config, "unit")
 
     async def wait_for(position: bytes) -> None:
