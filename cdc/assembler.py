@@ -279,7 +279,7 @@ class Assembler:
         if offer is None:
             return  # of an earlier run; that chunk is read again
         chunk = offer.chunk
-        if window is None or window.truncated or self.windows.raced(window, chunk.running):
+        if window is None or window.truncated or self.windows.raced(window, chunk.shot):
             offer.answer(False)
             return
         envelope, topic, _name = self._envelope(chunk.table, snapshot=True)

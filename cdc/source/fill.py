@@ -3,7 +3,8 @@
 Two cases: an unchanged TOAST column of a table without REPLICA IDENTITY FULL, and wal2json's null for a float or
 numeric that may be NaN or ±Infinity. The value read is the present one: it may be newer than the event, then the newer
 event is still to come in the stream and the stores end equal. A row that is gone by now gets NULLs: its delete is still
-to come. Filled columns are named in `source.filled` and counted.
+to come. It is never older: what the stream delivered is waited for until a SELECT sees it (visibility.py).
+Filled columns are named in `source.filled` and counted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cdc.metrics import READER_FILLED
 from cdc.source.connection import connect_error, raw
 from cdc.source.events import NULL, UNCHANGED, Column, Fragment, Mark, Table
 from cdc.source.rows import Envelope
+from cdc.source.visibility import await_visible
 
 _BYTEA = 17  # oid; its wire form is base64, its text is not
 BATCH = 1000  # keys a query: about 100 kB of SQL parameters
@@ -51,6 +53,7 @@ def has_hole(row: Iterable[Fragment]) -> bool:
 def fill(connection: Connection, holes: Sequence[Hole], columns: dict[str, list[sql.Composable]]) -> None:
     """Replaces every mark in the holes' rows. `columns`: "schema.table" → text expression of each column of its Table.
     Raises ConnectError."""
+    await_visible(connection, {hole.envelope.xid for hole in holes})
     groups: dict[int, list[Hole]] = {}
     for hole in holes:
         groups.setdefault(id(hole.envelope.table), []).append(hole)

@@ -34,7 +34,7 @@ class Envelope:
     """The templates of one table within one source transaction (or snapshot chunk). Ordinals are the caller's."""
 
     def __init__(self, origin: Origin, table: Table, commit: tuple[int, int, int], *, snapshot: bool = False) -> None:
-        _xid, lsn, commit_us = commit
+        self.xid, lsn, commit_us = commit
         self.table = table
         self.timestamp_ms = commit_us // 1000
         self._position = b"%08x%016x%%08x" % (origin.epoch, lsn)

@@ -28,6 +28,7 @@ from cdc.metrics import SNAPSHOT_ROWS, SNAPSHOT_RUNNING
 from cdc.source.beside import beside, opened
 from cdc.source.connection import connect, connect_error
 from cdc.source.events import MESSAGE_PREFIX, NULL, Table
+from cdc.source.visibility import parse_shot
 from cdc.source.window import Chunk, Name
 
 log = get(__name__)
@@ -149,7 +150,7 @@ class ChunkReader:
         finally:
             connection.execute("ROLLBACK")
         final = span.upto is None and not cut
-        return Chunk(chunk_id, name, self._table, rows, _running(shot[0]), last, final, not cut)
+        return Chunk(chunk_id, name, self._table, rows, parse_shot(shot[0]), last, final, not cut)
 
     def _rows(self, span: Span) -> tuple[list[list[bytes]], list[str] | None, bool]:
         """`(rows, key of the last one, whether the byte limit cut them short)`."""
@@ -206,12 +207,6 @@ class ChunkReader:
                 )
                 parts.append(sql.SQL("{} {} ({})").format(row, operator, values))
         return sql.SQL(" AND ").join(parts)
-
-
-def _running(snapshot: str) -> frozenset[int]:
-    """xmin:xmax:xip → the xids in progress, cut to 32 bits as the stream shows them (manual, pg_snapshot)."""
-    listed = snapshot.split(":")[2]
-    return frozenset(int(xid) & 0xFFFF_FFFF for xid in listed.split(",") if xid)
 
 
 class SnapshotJob:

@@ -8,7 +8,7 @@ reason:
 - one not visible in S that the stream delivers after low has its keys dropped from the chunk: the stream's row is
   newer;
 - one not visible in S but delivered *before* low: its commit record was written, but it was still in the list of
-  running transactions when S was taken. It is found by its xid, which S lists as running, and the chunk is read again.
+  running transactions when S was taken. It is found by its xid, which S does not see, and the chunk is read again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from cdc.source.events import Fragment, Table
+from cdc.source.visibility import Shot
 
 Name = tuple[str, str]
 # xids remembered: those delivered between a commit record and the end of its transaction, a matter of milliseconds
@@ -29,13 +30,13 @@ MOST_KEYS = 1_000_000
 
 @dataclass(slots=True)
 class Chunk:
-    """Rows of one table read in one snapshot. `running`: xids that S lists as running (32 bit, as in the stream)."""
+    """Rows of one table read in one snapshot, `shot`."""
 
     id: str
     name: Name
     table: Table
     rows: list[list[Fragment]]
-    running: frozenset[int]
+    shot: Shot
     last_key: list[str] | None  # text of the last row's key, None when the table ends here
     final: bool  # nothing of the table comes after it
     whole: bool  # False: cut by its size, the rest of its span follows
@@ -95,6 +96,8 @@ class Windows:
                 del self.by_table[window.name]
         return window
 
-    def raced(self, window: Window, running: frozenset[int]) -> bool:
+    def raced(self, window: Window, shot: Shot) -> bool:
         """True when the chunk's snapshot missed a transaction that the stream delivered before low."""
-        return any(self._delivered.get(xid, window.low_at + 1) <= window.low_at for xid in running)
+        if any(self._delivered.get(xid, window.low_at + 1) <= window.low_at for xid in shot.running):
+            return True
+        return any(at <= window.low_at and shot.beyond(xid) for xid, at in self._delivered.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cdc.source import window
+from cdc.source.visibility import Shot
 from cdc.source.window import Windows
 
 NAME = ("public", "memories")
@@ -53,11 +54,24 @@ def test_delivered_before_low_but_running_in_the_snapshot_is_a_race() -> None:
     windows.delivered(101)
     opened = windows.high("a")
     assert opened is not None
-    assert windows.raced(opened, frozenset({100}))
-    assert windows.raced(opened, frozenset({99, 100, 101}))
-    assert not windows.raced(opened, frozenset({101}))  # delivered after low: its keys are in the window
-    assert not windows.raced(opened, frozenset({99}))  # not delivered yet: it comes after the chunk
-    assert not windows.raced(opened, frozenset())
+    assert windows.raced(opened, Shot(1000, frozenset({100})))
+    assert windows.raced(opened, Shot(1000, frozenset({99, 100, 101})))
+    assert not windows.raced(opened, Shot(1000, frozenset({101})))  # delivered after low: its keys are in the window
+    assert not windows.raced(opened, Shot(1000, frozenset({99})))  # not delivered yet: it comes after the chunk
+    assert not windows.raced(opened, Shot(1000, frozenset()))
+
+
+def test_delivered_before_low_and_beyond_the_snapshot_is_a_race() -> None:
+    """The newest transactions are at or above the snapshot's xmax: they are not listed, and not seen either."""
+    windows = Windows()
+    windows.delivered(0xFFFF_FFFF)
+    windows.delivered(102)
+    windows.low("a", NAME)
+    windows.delivered(103)
+    opened = windows.high("a")
+    assert opened is not None
+    assert windows.raced(opened, Shot(102, frozenset()))
+    assert not windows.raced(opened, Shot(103, frozenset()))  # 103 came after low
 
 
 def test_only_lately_delivered_transactions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +82,8 @@ def test_only_lately_delivered_transactions_are_remembered(monkeypatch: pytest.M
     windows.low("a", NAME)
     opened = windows.high("a")
     assert opened is not None
-    assert not windows.raced(opened, frozenset({1}))
-    assert windows.raced(opened, frozenset({2}))
+    assert not windows.raced(opened, Shot(1000, frozenset({1})))
+    assert windows.raced(opened, Shot(1000, frozenset({2})))
 
 
 def test_an_xid_that_comes_round_again_counts_as_its_last_delivery() -> None:
@@ -79,4 +93,4 @@ def test_an_xid_that_comes_round_again_counts_as_its_last_delivery() -> None:
     windows.delivered(7)
     opened = windows.high("a")
     assert opened is not None
-    assert not windows.raced(opened, frozenset({7}))
+    assert not windows.raced(opened, Shot(1000, frozenset({7})))
