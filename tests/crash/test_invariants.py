@@ -149,6 +149,7 @@ def test_a_rebuild_that_differs_is_found() -> None:
         "rows": {"public.memories": {"rebuilt": 2, "topics": 3, "replaced": 2}},
     }  # fmt: skip
     rebuilt_equal(right, quiet=True)
+    rebuilt_equal({**right, "differences_of_replaced": 2}, quiet=False)
     rebuilt_equal({**right, "rows": {"public.memories": {"rebuilt": 2, "replaced": 3}}}, quiet=False)
     wrong: list[dict[str, Any]] = [
         {"swapped": False}, {"differences_of_replaced": 1}, {"replaced_unreadable": "away"},
