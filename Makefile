@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test crash soak check format bench bench-smoke up down lock
+.PHONY: help setup demo test crash soak crash-huge model fuzz check format bench bench-smoke up down lock
 
 help: ## Lists these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,15 @@ crash: setup ## Kills processes at every failpoint and compares everything: TRIA
 
 soak: setup ## All faults at random for MINUTES=30, with the same invariants
 	$(BIN)/python -m tests.crash --soak $(MINUTES) $(CRASH)
+
+crash-huge: setup ## A million rows in one transaction, rows of 50 and 600 MB; takes a quarter of an hour and 8 GB
+	CDC_HUGE=1 $(BIN)/pytest -rP tests/crash/test_huge.py
+
+model: setup ## A million steps of the I/O-free model of order, versions and deliveries
+	CDC_MODEL_STEPS=1000000 $(BIN)/pytest -rP tests/property/test_delivery_model.py
+
+fuzz: setup ## Three million broken frames and records
+	CDC_FUZZ_INPUTS=3000000 $(BIN)/pytest -rP tests/unit/test_fuzz_frames.py tests/unit/test_fuzz_records.py
 
 TRIALS ?= 300
 MINUTES ?= 30
