@@ -4,7 +4,7 @@
     (2) replay    from the beginning of every table topic to the ends they had at the start
     (3) catch up  what came meanwhile, again and again, until little is left
     (4) verify    every key's version against the topics, then (told, not decisive) against the live store
-    (5) swap      atomically; the old store is kept for `rollback`
+    (5) swap      atomically, after catching up once more; the old store is kept for `rollback`
 
 The topics are the truth here: a damaged or empty live store must not prevent its own rebuild. What arrives between
 (3) and (5) is not lost: the shadow carries its own offsets, and the live consumer, whose `check` finds another store,
@@ -175,11 +175,13 @@ async def rebuild(
     filling.expectation = expectation = Expectation()
     try:
         await shadow.open()
-        await _replay(config, topics, filling)  # (2) replay, (3) catch up
+        reached = await _replay(config, topics, filling, {})  # (2) replay, (3) catch up
         await shadow.flush(force=True)
         filling.tell("verify")
         await _verify(cast(Inspectable, shadow), expectation, filling.report)  # (4) verify
         await _compare(live, expectation, filling.report)
+        await _replay(config, topics, filling, reached)  # what came meanwhile: readers see older rows for a moment only
+        await shadow.flush(force=True)
     finally:
         await shadow.close()
         await filling.close()
@@ -192,10 +194,12 @@ async def rebuild(
     return filling.report
 
 
-async def _replay(config: Config, topics: TableTopics, filling: _Filling) -> None:
-    reached: dict[Partition, int] = {}
+async def _replay(
+    config: Config, topics: TableTopics, filling: _Filling, reached: Mapping[Partition, int]
+) -> Mapping[Partition, int]:
+    """From `reached`, or the topics' beginning, until little is left; the offsets it came to."""
     async with Replayer(config) as replayer:
-        phase: Phase = "replay"
+        phase: Phase = "catch up" if reached else "replay"
         while True:
             partitions = await table_partitions(config, topics)
             if not reached:
@@ -207,7 +211,7 @@ async def _replay(config: Config, topics: TableTopics, filling: _Filling) -> Non
             await filling.fill(replayer, spans, phase)
             reached = {**reached, **ends}
             if rest <= SMALL_REST:
-                return
+                return reached
             phase = "catch up"
 
 
