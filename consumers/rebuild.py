@@ -58,16 +58,6 @@ class Progress(NamedTuple):
     total: int
     seconds: float
 
-    @property
-    def rate(self) -> float:
-        """Offsets a second."""
-        return self.done / self.seconds if self.seconds else 0.0
-
-    @property
-    def eta(self) -> float | None:
-        """Seconds left, None while nothing is known."""
-        return (self.total - self.done) / self.rate if self.done else None
-
 
 OnProgress = Callable[[Progress], None]
 

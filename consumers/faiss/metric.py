@@ -23,11 +23,6 @@ def faiss_metric(metric: Metric) -> int:
     return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
 
 
-def higher_is_better(metric: Metric) -> bool:
-    """The direction of a score."""
-    return metric != "l2"
-
-
 def prepare(vectors: Vectors, metric: Metric) -> tuple[Vectors, Mask, Mask]:
     """`(vectors as the index keeps them, which are not finite, which are zero)`; the latter two must not be added.
 
