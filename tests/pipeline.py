@@ -40,6 +40,7 @@ from cdc.source.heartbeat import HEARTBEAT
 from consumers.faiss import FaissStore
 from consumers.redis import RedisStore
 from consumers.runtime import Runtime
+from tests.command_line import toml_of
 from tests.type_samples import text_of
 from tests.waiting import LIMIT_SECONDS, until
 
@@ -150,7 +151,7 @@ class CommandChild:
         self, data: Mapping[str, Any], folder: Path, *arguments: str, environment: Mapping[str, str] | None = None
     ) -> None:
         path = folder / f"{secrets.token_hex(4)}.toml"
-        path.write_text(_toml(data))
+        path.write_text(toml_of(data))
         self.log = path.with_suffix(".log")
         command = [sys.executable, "-m", "cdc.cli", "--config", str(path), *arguments]
         with self.log.open("wb") as log:
@@ -170,19 +171,6 @@ class CommandChild:
         """The most memory it ever held (VmHWM, proc(5))."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-
-
-def _toml(data: Mapping[str, Any]) -> str:
-    """Sections of plain values; a JSON value is a TOML value."""
-    top = [f"{key} = {json.dumps(value)}" for key, value in data.items() if not isinstance(value, Mapping)]
-    lines = [*top]
-    for section, values in data.items():
-        if section == "tables":
-            for name, table in values.items():
-                lines += [f'[tables."{name}"]', *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-        elif isinstance(values, Mapping):
-            lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
-    return "\n".join(lines) + "\n"
 
 
 class Running:

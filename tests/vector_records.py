@@ -1,8 +1,9 @@
-"""Records, batches and configurations for tests of the FAISS store; no server is needed for any of them."""
+"""Records, batches, configurations and stores for tests of the FAISS store; no server is needed for any of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from cdc.config import Config, parse
 from cdc.envelope import encode_floats
 from cdc.position import Position
+from consumers.faiss import FaissStore
 from consumers.store import Batch, Record
 
 TOPIC = "t.public.memories"
@@ -28,6 +30,17 @@ def config(path: Path, *, table: dict[str, Any] | None = None, **faiss: Any) -> 
             "faiss": {"path": str(path), **faiss},
         }
     )
+
+
+@asynccontextmanager
+async def opened(settings: Config) -> AsyncIterator[FaissStore]:
+    """A store, open and closed again."""
+    store = FaissStore(settings)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def key_of(number: int) -> bytes:

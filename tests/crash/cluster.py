@@ -20,6 +20,7 @@ from cdc.embedded import Servers
 from cdc.embedded.folder import Folder
 from cdc.embedded.postgres import Postgres
 from cdc.position import parse_lsn
+from tests.pipeline import MEMORIES
 from tests.waiting import until
 
 
@@ -70,6 +71,11 @@ class Cluster:
     def lsn(self, dsn: str = "") -> int:
         """Where the server writes next."""
         return parse_lsn(self.query("SELECT pg_current_wal_insert_lsn()", dsn))
+
+    def empty_table(self) -> None:
+        """`memories`, made anew."""
+        self.query("DROP TABLE IF EXISTS memories")
+        self.query(MEMORIES)
 
     async def saved(self) -> Path:
         """A copy of the files of the server, which is stopped for it."""

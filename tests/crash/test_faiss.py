@@ -8,15 +8,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import pytest
 from prometheus_client import REGISTRY
 
-from cdc.config import Config
 from cdc.embedded import Endpoints
 from cdc.errors import ConnectError
 from consumers.faiss import FaissStore
@@ -25,7 +23,7 @@ from consumers.faiss.snapshot import INDEX, LEDGER, MANIFEST, TEMPORARY
 from consumers.store import Record
 from tests.crash.filesystem import Crash, disk_after, recorded, write_out
 from tests.crash.stores import becomes_equal, committed, consuming, seeded, settings, table
-from tests.vector_records import TOPIC, batch, config, deletion, record, vectors
+from tests.vector_records import TOPIC, batch, config, deletion, opened, record, vectors
 from tests.waiting import until
 
 CORRUPTIONS = int(os.environ.get("CDC_CRASH_CORRUPTIONS", "1000"))
@@ -60,16 +58,6 @@ async def state_of(store: FaissStore) -> State:
     found = {key: await store.vector_of(key) for key in held}
     offsets = {**store.loaded().offsets}
     return State(offsets, held, {key: None if v is None else v.tobytes() for key, v in found.items()})
-
-
-@asynccontextmanager
-async def opened(settings: Config) -> AsyncIterator[FaissStore]:
-    store = FaissStore(settings)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def history() -> list[Record]:

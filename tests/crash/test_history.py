@@ -56,8 +56,7 @@ def change(config: Config, content: str, first: int, last: int) -> None:
 def prepared(servers: Endpoints, cluster: Cluster, folder: Path) -> Config:
     """A config over the cluster, with a table of 40 rows."""
     config = config_of(servers, cluster.dsn, folder)
-    cluster.query("DROP TABLE IF EXISTS memories")
-    cluster.query(MEMORIES)
+    cluster.empty_table()
     change(config, "first", 1, 40)
     return config
 

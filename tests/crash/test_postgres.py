@@ -25,7 +25,6 @@ from cdc.embedded import Endpoints
 from tests.crash.cluster import Cluster
 from tests.crash.stores import seeded
 from tests.pipeline import (
-    MEMORIES,
     Running,
     assert_equal_everywhere,
     assert_in_order,
@@ -53,8 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def prepared(servers: Endpoints, cluster: Cluster, folder: Path) -> Config:
     """A config over the cluster, with an empty table."""
     config = config_of(servers, cluster.dsn, folder)
-    cluster.query("DROP TABLE IF EXISTS memories")
-    cluster.query(MEMORIES)
+    cluster.empty_table()
     return config
 
 

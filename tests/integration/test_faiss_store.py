@@ -7,8 +7,6 @@ import errno
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +14,13 @@ import numpy as np
 import pytest
 
 from cdc import metrics
-from cdc.config import Config
 from cdc.errors import ConfigError, ConnectError, StoreError, StoreLost
 from consumers.faiss import FaissStore
 from consumers.store import Inspectable, Rebuildable, Store
-from tests.vector_records import TOPIC, batch, config, deletion, key_of, position, record, vectors
+from tests.vector_records import TOPIC, batch, config, deletion, key_of, opened, position, record, vectors
 
 DIMENSION = 16
 SEEN = ("public", "memories")
-
-
-@asynccontextmanager
-async def opened(settings: Config) -> AsyncIterator[FaissStore]:
-    store = FaissStore(settings)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 async def fill(store: Store, number: int, *, lsn: int = 1, seed: int = 7) -> Any:
