@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from psycopg.conninfo import make_conninfo
 
-from cdc.config import without_password
+from cdc.servers import without_password
 
 if TYPE_CHECKING:
     from cdc.embedded import Endpoints

@@ -14,8 +14,8 @@ def init(
 ) -> None:
     """Prints a commented cdc.toml for servers of your own: `cdc init > cdc.toml`."""
     from cdc import settings_file
-    from cdc.config import without_password
     from cdc.errors import ConfigError
+    from cdc.servers import without_password
 
     try:
         shown, password = without_password(dsn) if dsn is not None else (None, None)

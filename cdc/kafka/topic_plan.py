@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from cdc.config import MIB, Kafka
 from cdc.errors import TopicError
+from cdc.servers import MIB, Kafka
 
 Rule = Literal["equal", "least"]  # `least`: the topic may have more
 

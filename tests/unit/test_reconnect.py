@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from cdc.reconnect import FIRST_SECONDS, MOST_SECONDS, Backoff
 
 BROKER, OTHER = ("broker-1", 9092), ("broker-2", 9092)
@@ -26,7 +28,7 @@ def test_a_broker_away_is_tried_less_and_less_often() -> None:
             tries.append(clock.now)
             backoff.failed(BROKER)
         clock.now += 0.01
-    waits = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
+    waits = [later - earlier for earlier, later in pairwise(tries)]
     assert waits[0] <= FIRST_SECONDS + 0.02
     assert all(wait >= MOST_SECONDS / 2 for wait in waits[8:])
     assert max(waits) <= MOST_SECONDS + 0.02
