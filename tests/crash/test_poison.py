@@ -29,7 +29,6 @@ from tests.topic_writer import TopicWriter
 from tests.waiting import until
 
 TABLE = "public.memories"
-GOOD = range(1, 41)
 
 np = pytest.importorskip("numpy")
 
