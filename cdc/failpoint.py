@@ -39,6 +39,7 @@ POINTS = {
     "consumer.flushed": "offsets are durable in the store, not committed to the group",
     "consumer.committed": "offsets are committed",
     "redis.between-calls": "a part of a batch is visible",
+    "redis.rekeyed": "a table has another key layout, the rows of the one before are not removed",
     "faiss.snapshot-begun": "the snapshot's folder exists under its temporary name, empty",
     "faiss.snapshot-written": "all files are on the disk, the folder still has its temporary name",
     "faiss.snapshot-renamed": "the snapshot has its name, the folder above is not synced",

@@ -10,7 +10,7 @@ local shapes, rows = cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
 local user, index_prefix, limit = call.user, call.index_prefix, call.recency_limit
 local redis_call, redis_pcall = redis.call, redis.pcall
 
-local held = redis_call('HMGET', state, 'instance', 'watermark', call.floor_field, call.table_field)
+local held = redis_call('HMGET', state, 'instance', 'watermark', call.floor_field, call.table_field, call.newest_field)
 if held[1] ~= call.instance then
   return redis.error_reply('LOST the sentinel is gone or another one')
 end
@@ -22,6 +22,9 @@ for _, reached in ipairs(call.offsets) do
 end
 if call.table_field ~= '' and not held[4] then
   return redis.error_reply('LOST what was noted of ' .. call.table_field)
+end
+if call.table_field ~= '' and held[4] ~= call.layout then
+  return redis.error_reply('LOST the key layout of ' .. call.table_field .. ' was changed by another member')
 end
 local floor = held[3] or ''
 
@@ -166,6 +169,9 @@ for index, members in pairs(entering) do
 end
 
 if call.watermark > (held[2] or '') then redis_call('HSET', state, 'watermark', call.watermark) end
+if call.newest_field ~= '' and call.watermark > (held[5] or '') then
+  redis_call('HSET', state, call.newest_field, call.watermark)
+end
 if #foreign > 0 then return {upserts, deletes, stale, foreign} end -- the offsets wait until that is told
 for _, reached in ipairs(call.offsets) do
   if reached[3] > tonumber(redis_call('HGET', state, reached[1]) or 0) then

@@ -149,6 +149,12 @@ def parse_template(config: Config, schema: str, table: str, key_columns: tuple[s
     return template
 
 
+def template_columns(config: Config, schema: str, table: str) -> frozenset[str] | None:
+    """Which columns the table's `redis_key` names; None when there is none. Raises ConfigError."""
+    text = config.table(schema, table).redis_key
+    return frozenset(_parse(text, f'tables."{schema}.{table}".redis_key = {text!r}').columns) if text else None
+
+
 def _default(table: str, text: str, key_columns: tuple[str, ...]) -> Template:
     """Column names may hold any character, so the default does not go through the parser."""
     return Template(text, (f"{table}:", *(":" for _ in key_columns[1:]), ""), key_columns)

@@ -20,6 +20,10 @@ _PLAIN = rb"((?!%b\")[^\x00-\x20\x7f-\xff\"\\%%:{}]*)" % INDEX.encode()
 _NUMBER = rb"(-?[0-9][0-9.eE+-]*)"
 
 
+class OtherKey(DecodeError):
+    """A record's key has other columns than its table's layout: the table got another key, or this is from before."""
+
+
 class Layout(msgspec.Struct, frozen=True, dict=True):
     """`key`: columns in key order with True where the value is a JSON string; `template` and its parts; `indexed`:
     the column whose values have a recency index."""
@@ -34,6 +38,11 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
     def names(self) -> Template:
         """The template again."""
         return Template(self.template, self.literals, self.columns)
+
+    @cached_property
+    def key_columns(self) -> frozenset[str]:
+        """Of the table's key, in no order."""
+        return frozenset(self.columns)
 
     def collides(self, other: Layout) -> bool:
         """True when some key, of a record or an index, could belong to both tables."""
@@ -57,15 +66,13 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
         return b"%b".join(literal.encode().replace(b"%", b"%%") for literal in self.literals)
 
     def redis_key(self, key: bytes) -> tuple[bytes, str | None]:
-        """`(Redis key, what the field _key has to hold or None)`. Raises DecodeError."""
+        """`(Redis key, what the field _key has to hold or None)`. Raises DecodeError; OtherKey for other columns."""
         usual = self._usual.fullmatch(key) if self._in_order else None
         if usual is not None:
             return self._format % usual.groups(), None
         parts = decode_parts(key)
-        if parts.keys() != {column for column, _ in self.key}:
-            raise DecodeError(
-                "a record's key has other columns than its table's earlier ones", hint="rebuild the store"
-            )
+        if parts.keys() != self.key_columns:
+            raise OtherKey("a record's key has other columns than its table's earlier ones")
         name = self.names.render({column: text for column, (text, _) in parts.items()})
         return name.encode(), None if self.topic_key(name) == key else key.decode()
 

@@ -2,8 +2,10 @@
 
 Fields: `instance` (random, made with the store), `layout` (of our keys), `watermark` (newest position applied),
 `o:<topic>:<partition>` next offset, `l:<topic>:<partition>` Kafka's id of the topic that offset belongs to,
-`f:<schema>.<table>` floor (rows below it are truncated), `t:<schema>.<table>` the table's key layout, `role` (live,
-shadow, previous) and `beside` (the other database) once there was a rebuild.
+`f:<schema>.<table>` floor (rows below it are truncated), `t:<schema>.<table>` the table's key layout,
+`n:<schema>.<table>` newest position applied under it, `w:<position>:<schema>.<table>` a layout that the table had
+before, whose rows up to that position are still to be removed, `role` (live, shadow, previous) and `beside` (the other
+database) once there was a rebuild.
 
 It is written by the same script call as the data: an offset never runs ahead of its records, and whoever restores an
 older copy of the database restores the older offsets with it. Flushing the database removes it.
@@ -28,12 +30,13 @@ _LAYOUTS = msgspec.json.Decoder(Layout)
 
 @dataclass(slots=True)
 class Sentinel:
-    """What the hash held when it was read."""
+    """What the hash held when it was read. `left`: by position and table, layouts whose rows are to be removed."""
 
     instance: str
     offsets: dict[Partition, int] = field(default_factory=dict)
     logs: dict[Partition, str] = field(default_factory=dict)
     tables: dict[str, Layout] = field(default_factory=dict)
+    left: dict[tuple[str, str], Layout] = field(default_factory=dict)
     watermark: bytes = b""
     role: str = "live"
     beside: int | None = None
@@ -108,6 +111,9 @@ def _parse(pairs: Iterable[tuple[bytes, bytes]], where: str) -> Sentinel:
                 sentinel.logs[topic, int(partition)] = value.decode()
             elif kind == "t":
                 sentinel.tables[rest] = _LAYOUTS.decode(value)
+            elif kind == "w":
+                position, _, table = rest.partition(":")
+                sentinel.left[position, table] = _LAYOUTS.decode(value)
             elif kind == "role":
                 sentinel.role = value.decode()
             elif kind == "beside":

@@ -17,9 +17,10 @@ import msgspec
 
 from cdc.config import Config
 from cdc.envelope import MARKER_KEYS
-from cdc.errors import DecodeError, PreconditionError, RecordError, StoreError
+from cdc.errors import MALFORMED, DecodeError, PreconditionError, RecordError, StoreError
 from cdc.failpoint import failpoint
-from consumers.redis.layout import Layout, learn
+from consumers.redis.keys import decode_parts, parse_template, template_columns
+from consumers.redis.layout import Layout, OtherKey, learn
 from consumers.redis.reading import Reading, walk
 from consumers.redis.rows import PARK, RowEncoder
 from consumers.redis.sentinel import Sentinel, compare, key_of, log_field, offset_field, open_sentinel, read_sentinel
@@ -42,6 +43,8 @@ class _Table:
         self.call = {
             "floor_field": f"f:{name}",
             "table_field": f"t:{name}",
+            "newest_field": f"n:{name}",
+            "layout": msgspec.json.encode(layout).decode(),
             "user": settings.user,
             "index_prefix": prefix,
             "recency_limit": config.redis.recency_limit,
@@ -75,6 +78,7 @@ class RedisStore(Reading, Swapping):
         self._sentinel = await open_sentinel(self.link, self.config.redis.namespace)
         self._offsets = dict(self._sentinel.offsets)
         self._tables = {}
+        await self._clear()
         return dict(self._offsets)
 
     @property
@@ -100,7 +104,16 @@ class RedisStore(Reading, Swapping):
         running: asyncio.Task[Applied] | None = None
         try:
             for records, last in _chunks(batch.records, self.config.redis.batch):
-                sent, keys, rows = self._encode(table, records, applied)
+                rejected = len(applied.rejected)
+                try:
+                    sent, keys, rows = self._encode(table, records, applied)
+                except OtherKey:
+                    del applied.rejected[rejected:]
+                    if running is not None:
+                        _add(applied, await running)
+                        running = None
+                    table, kept = await self._rekeyed(batch, records, applied)
+                    sent, keys, rows = self._encode(table, kept, applied)
                 if running is not None:
                     _add(applied, await running)
                     failpoint("redis.between-calls")
@@ -160,6 +173,11 @@ class RedisStore(Reading, Swapping):
         name = f"{batch.schema}.{batch.table}"
         if name in self._tables:
             return self._tables[name]
+        held = self._opened.tables.get(name)
+        if held is not None:
+            layout = await self._register(name, _configured(self.config, batch, held))
+            self._tables[name] = _Table(self.config, name, layout)
+            return self._tables[name]
         for record in batch.records:
             if record.key in MARKER_KEYS:
                 continue
@@ -176,13 +194,15 @@ class RedisStore(Reading, Swapping):
         """Notes the table's keys in the sentinel; refuses keys that another table could have."""
         known = self._opened.tables
         held = known.get(name)
-        if held is not None and (held.template, held.columns) != (layout.template, layout.columns):
-            raise StoreError(
-                f"Redis holds {name} under keys like {held.template!r}, the config now says {layout.template!r}",
-                hint="run `cdc rebuild redis`, or restore redis_key",
-            )
-        if held is not None and held.indexed == layout.indexed:
+        if held == layout:
             return held
+        self._check(name, layout)
+        self._sentinel = await self._mark(f"t:{name}", msgspec.json.encode(layout))
+        return layout
+
+    def _check(self, name: str, layout: Layout) -> None:
+        """Raises StoreError for keys that another table could have, PreconditionError for a cluster's other slot."""
+        known = self._opened.tables
         for other, theirs in known.items():
             if other != name and layout.collides(theirs):
                 raise StoreError(
@@ -194,13 +214,49 @@ class RedisStore(Reading, Swapping):
                 f"{name}: on a Redis Cluster its keys need the namespace's hash tag",
                 hint=f"begin its redis_key with '{{{{{_hash_tag(self.config.redis.namespace)}}}}}:'",
             )
-        self._sentinel = await self._mark(f"t:{name}", msgspec.json.encode(layout))
-        return layout
+
+    async def _rekeyed(self, batch: Batch, records: Sequence[Record], applied: Applied) -> tuple[_Table, list[Record]]:
+        """The table under the key columns of the highest position, and the records that have them; others are stale.
+
+        A switch and what it leaves behind are noted in one step (rekey.lua); the rows left are then removed. `open`
+        goes on with that after a crash, and other members notice at their next call and open the store anew."""
+        name = f"{batch.schema}.{batch.table}"
+        held = self._tables[name].layout
+        columns = [_columns(record) for record in records]
+        other = [record for record, found in zip(records, columns, strict=True) if found and found != held.key_columns]
+        wrong = [record for record in other if record.value is not None and not _bears_key(record)]
+        rows = [record for record, found in zip(records, columns, strict=True) if found and _bears_key(record)]
+        newest = max(rows, key=_position, default=None)
+        if newest is not None and _columns(newest) != held.key_columns:
+            layout = learn(self.config, batch.schema, batch.table, newest.key)
+            self._check(name, layout)
+            texts = [msgspec.json.encode(held), msgspec.json.encode(layout)]
+            await self.link.run("rekey", [self._state], [self._opened.instance, name, *texts, newest.position])
+            failpoint("redis.rekeyed")
+            sentinel = await read_sentinel(self.link, self.config.redis.namespace)
+            self._sentinel = compare(sentinel, self._opened.instance, {}, self.link.where)
+            self._tables[name] = _Table(self.config, name, self._opened.tables[name])
+            await self._clear()
+        wanted = self._tables[name].layout.key_columns
+        kept = [record for record, found in zip(records, columns, strict=True) if not found or found == wanted]
+        wrong = [record for record in wrong if record not in kept]
+        applied.stale += len(records) - len(kept) - len(wrong)
+        applied.rejected += [Rejected(record, "key", f"a key of {name} is not that of its row") for record in wrong]
+        return self._tables[name], kept
+
+    async def _clear(self) -> None:
+        """Removes the rows of layouts that tables had before: everything that was applied under them, and no newer."""
+        sentinel = self._opened
+        for (position, name), layout in list(sentinel.left.items()):
+            async for _ in walk(self.link, layout, f"{position}~"):  # ~: that position included
+                pass
+            await self.link.run("begin", [self._state], [sentinel.instance, 1, f"w:{position}:{name}"])
+            del sentinel.left[position, name]
 
     def _encode(
         self, table: _Table | None, records: Sequence[Record], applied: Applied
     ) -> tuple[list[Record], list[bytes], list[Any]]:
-        """What goes into one call; what cannot be stored goes to `applied.rejected`."""
+        """What goes into one call; what cannot be stored goes to `applied.rejected`. Raises OtherKey."""
         sent: list[Record] = []
         keys: list[bytes] = []
         rows: list[Any] = []
@@ -214,6 +270,8 @@ class RedisStore(Reading, Swapping):
             before = record
             try:
                 name, key = redis_key(record.key)
+            except OtherKey:
+                raise
             except DecodeError as error:
                 applied.rejected.append(Rejected(record, "key", error.message))
                 continue
@@ -234,6 +292,7 @@ class RedisStore(Reading, Swapping):
             "recency_limit": 0,
             "floor_field": "",
             "table_field": "",
+            "newest_field": "",
             **(table.call if table else {}),
             "instance": self._opened.instance,
             "watermark": max(map(_position, sent), default=b"").decode(),
@@ -250,6 +309,46 @@ class RedisStore(Reading, Swapping):
             for i in foreign
         ]
         return Applied(upserts, deletes, stale, rejected)
+
+
+def _columns(record: Record) -> frozenset[str]:
+    """Of its key; none when it does not decode, which `_encode` rejects."""
+    try:
+        return frozenset(decode_parts(record.key))
+    except DecodeError:
+        return frozenset()
+
+
+class _Rows(msgspec.Struct):
+    before: dict[str, msgspec.Raw] | None = None
+    after: dict[str, msgspec.Raw] | None = None
+
+
+def _bears_key(record: Record) -> bool:
+    """Whether the change itself has the columns of its key: a spoilt key must not give the table another layout."""
+    if record.value is None:
+        return False
+    try:
+        change = msgspec.json.decode(record.value, type=_Rows)
+    except MALFORMED:
+        return False
+    row = change.after or change.before
+    return row is not None and _columns(record) <= row.keys()
+
+
+def _configured(config: Config, batch: Batch, held: Layout) -> Layout:
+    """The layout held, as the config has it now. A template for other key columns waits for records that have them."""
+    settings = config.table(batch.schema, batch.table)
+    columns = tuple(column for column, _ in held.key)
+    if template_columns(config, batch.schema, batch.table) in (None, held.key_columns):
+        template = parse_template(config, batch.schema, batch.table, columns)
+        if (template.text, template.columns) != (held.template, held.columns):
+            raise StoreError(
+                f"Redis holds {batch.schema}.{batch.table} under keys like {held.template!r}, the config now says "
+                f"{template.text!r}",
+                hint="run `cdc rebuild redis`, or restore redis_key",
+            )
+    return msgspec.structs.replace(held, indexed=settings.user)
 
 
 def _chunks(records: Sequence[Record], size: int) -> Iterator[tuple[Sequence[Record], bool]]:

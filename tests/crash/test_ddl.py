@@ -4,6 +4,7 @@ and says what to do, and that helps."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cdc.errors import CdcError
 from cdc.reader import Reader
 from cdc.resync import resync
 from cdc.source import watch
+from consumers.rebuild import rebuild
 from tests.conftest import fresh_database
 from tests.pipeline import (
     COLUMNS,
@@ -158,6 +160,78 @@ async def test_tables_altered_while_rows_wait_and_come(
                     running.source = ReaderTask(config)
                 print(statement)
                 await settled(running, columns)
+
+
+REKEY = """
+ALTER TABLE memories ADD number bigint;
+UPDATE memories SET number = id + 1000;
+ALTER TABLE memories ALTER number SET DEFAULT nextval('numbers'), ALTER number SET NOT NULL;
+ALTER TABLE memories DROP CONSTRAINT memories_pkey;
+ALTER TABLE memories ADD PRIMARY KEY (number)
+"""
+
+
+def opened(config: Config) -> list[str]:
+    """Keys of open dead letters, of both stores."""
+    from cdc.commands.letters import filed
+
+    return [str(each.letter.key) for store in ("redis", "faiss") for each in asyncio.run(filed(config, store))]
+
+
+@pytest.mark.parametrize("plugin", ["wal2json", "pgoutput"])
+async def test_another_primary_key(servers: Endpoints, dsn: str, tmp_path: Path, plugin: str) -> None:
+    """While the pipeline runs, then while the reader is away: both stores follow, and a rebuild is equal too."""
+    config = begun(servers, dsn, tmp_path, plugin)
+    async with pipeline(config) as running:
+        await running.caught_up()
+        with source(config) as connection:
+            connection.execute("CREATE SEQUENCE numbers START 5000")
+            await asyncio.to_thread(touch, connection, 1)
+            await running.caught_up()
+            connection.execute(REKEY.encode())
+            await asyncio.to_thread(touch, connection, 2)
+            await same_keys(running, "number")
+            await asyncio.to_thread(touch, connection, 3)
+            await running.caught_up()
+            await running.source.stop()
+            connection.execute("ALTER TABLE memories DROP CONSTRAINT memories_pkey, ADD PRIMARY KEY (id)")
+            await asyncio.to_thread(touch, connection, 4)
+            running.source = ReaderTask(config)
+            await same_keys(running, "id")
+            await asyncio.to_thread(touch, connection, 5)
+            await same_keys(running, "id")
+        for store in (running.memory, running.index):
+            elsewhere: Any = type(store)(config)
+            report = await rebuild(config, elsewhere, live=store)
+            await elsewhere.close()
+            assert report.swapped
+            assert report.rejected == {}
+            assert report.live_differences == []
+            await same_keys(running, "id")
+    assert await asyncio.to_thread(opened, config) == []
+
+
+async def same_keys(running: Running, column: str) -> None:
+    """Both stores hold the table's rows under the key they have now, and nothing else."""
+    query = f"SELECT {column} FROM memories"
+    last: dict[str, Any] = {}
+
+    async def equal() -> bool:
+        await running.caught_up()
+        with source(running.config) as connection:
+            expected = sorted(
+                json.dumps({column: value}, separators=(",", ":")) for (value,) in connection.execute(query.encode())
+            )
+        for name, store in (("redis", running.memory), ("faiss", running.index)):
+            last[name] = sorted([key.decode() async for key, _ in store.scan("public", "memories")])
+        last["expected"] = expected
+        return last["redis"] == expected == last["faiss"]
+
+    try:
+        await until(equal, f"rows under {column}")
+    except BaseException:
+        print({name: keys[:5] for name, keys in last.items()}, {name: len(keys) for name, keys in last.items()})
+        raise
 
 
 async def refused(config: Config) -> CdcError:
