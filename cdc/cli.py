@@ -73,7 +73,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 -- the top of every command: told with its kind and place
         if "--verbose" in arguments:
             sys.stderr.write("".join(log.places(error)))
-        message = f"an error nobody foresaw: {type(error).__name__} at {log.place(error)}"
+        first = log.origin(error)
+        message = f"an error nobody foresaw: {type(first).__name__} at {log.place(first)}"
         _refuse(message, "run it again with --verbose, and report what that shows", "--json" in arguments)
         return INTERNAL
     return code if isinstance(code, int) else 0

@@ -37,6 +37,11 @@ def places(error: BaseException) -> Iterator[str]:
     yield f"{type(error).__module__}.{type(error).__qualname__}\n"
 
 
+def origin(error: BaseException) -> BaseException:
+    """What went wrong first: of a group its first member's."""
+    return origin(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
 def place(error: BaseException) -> str:
     """Where it was raised: `file:line`."""
     frames = traceback.extract_tb(error.__traceback__)
