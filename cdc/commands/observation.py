@@ -30,7 +30,7 @@ from cdc.source.slot import Slot, read_slot
 from consumers.freshness import LOOK_BACK, Freshness, Heartbeat
 from consumers.redis import RedisStore
 from consumers.redis.sentinel import read_sentinel
-from consumers.replay import Replayer, Span
+from consumers.replay import Replayer, Span, span_ends
 from consumers.store import Partition
 from consumers.topics import TableTopics, table_partitions
 
@@ -52,12 +52,14 @@ class SourceState:
 
 @dataclass
 class StoreState:
-    """`at`: Unix seconds up to which it holds everything, None while unknown; `watermark` the LSN of that."""
+    """`at`: Unix seconds up to which it holds everything, None while unknown, with the reason; `watermark` the LSN of
+    that."""
 
     rows: Rows | None = None
     at: float | None = None
     watermark: int | None = None
     offset_lag: int | None = None
+    reason: str = ""
 
 
 @dataclass
@@ -148,9 +150,14 @@ async def _redis(config: Config, count: bool) -> StoreState:
         await store.close()
     state = StoreState(rows)
     try:
-        await _place(config, sentinel.offsets, state)
-    except (CdcError, KafkaError):
-        return state  # without Kafka nobody can tell how far it is; that Kafka is away is told beside
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await _place(config, sentinel.offsets, state)
+    except TimeoutError:
+        state.reason = f"Kafka did not tell within {ANSWER_SECONDS:g} s how far it is"
+    except CdcError as error:
+        state.reason = error.message
+    except KafkaError as error:  # without Kafka nobody can tell how far it is
+        state.reason = failure.typed(error, config.kafka, "telling how far it is").message
     return state
 
 
@@ -172,7 +179,12 @@ async def _place(config: Config, offsets: Mapping[Partition, int], state: StoreS
 
 async def _heartbeats(config: Config, replayer: Replayer) -> Sequence[Heartbeat]:
     partition = (config.kafka.heartbeat_topic, 0)
-    end = (await replayer.ends([partition]))[partition]
+    end = (await span_ends(config, [config.kafka.heartbeat_topic])).get(partition)
+    if end is None:  # to ask the end of a topic that is not there takes the client 40 s
+        raise StoreError(
+            f"the topic {partition[0]} does not exist yet, or may not be read",
+            hint="start the reader, which makes it, or grant this user Read and Describe on it",
+        )
     found: list[Heartbeat] = []
     async for _partition, messages, _reached in replayer.read({partition: Span(max(0, end - LOOK_BACK), end)}):
         for message in messages:

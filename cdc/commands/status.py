@@ -123,6 +123,7 @@ def _store(seen: Observation, name: str) -> dict[str, Any]:
         "rows": state.rows,
         "watermark": None if state.watermark is None else format_lsn(state.watermark),
         "fresh_until": state.at,
+        "reason": state.reason or None,
         "lag_seconds": None if state.at is None else max(0.0, round(_now(seen) - state.at, 3)),
         "lag_bytes": None if state.watermark is None else _behind(seen, state.watermark),
         "offset_lag": state.offset_lag,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -131,6 +132,20 @@ async def test_what_is_down_is_shown_as_down(command: CommandLine) -> None:
         assert not process["up"]
         assert process["reason"]
     assert "down" in command.run("status").stdout
+
+
+async def test_a_heartbeat_topic_that_is_not_there_is_told_at_once(pipeline: CommandLine, data: dict[str, Any]) -> None:
+    """To ask the end of a topic that does not exist takes the client 40 s; the rest of the answer is not kept back."""
+    execute(data["postgres"]["dsn"], "INSERT INTO memories (user_id, content) VALUES ('ann', 'told')")
+    await settled(pipeline, len(execute(data["postgres"]["dsn"], "SELECT id FROM memories")))
+    data["kafka"]["prefix"] = "notmade"
+    began = time.monotonic()
+    done = CommandLine(pipeline.folder, data).run("status", "--json")
+    print(f"answered in {time.monotonic() - began:.1f} s, the start of Python included")
+    seen = json.loads(done.stdout)["stores"]["redis"]
+    assert seen["up"]
+    assert seen["fresh_until"] is None
+    assert "notmade.cdc.heartbeat does not exist yet, or may not be read" in seen["reason"]
 
 
 def test_a_wrong_value_in_the_config(data: dict[str, Any], tmp_path: Path) -> None:
