@@ -6,7 +6,7 @@ after retry_backoff_ms, for as long as the broker is away. Here a broker that co
 while that doubles up to a second, partly by chance: Kafka's own clients do so by reconnect.backoff.ms and
 reconnect.backoff.max.ms, and these are their defaults. To whoever asks meanwhile it is not ready, which all of
 aiokafka's loops know how to wait out. A client's first connection, its bootstrap, is not held back: those who start
-clients have waits of their own.
+clients have waits of their own. A broken connection is one error, KafkaConnectionError, under uvloop too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 
 FIRST_SECONDS = 0.05
 MOST_SECONDS = 1.0
@@ -73,6 +74,18 @@ async def _get_conn(client: Any, node_id: Any, *, group: Any = ConnectionGroup.D
     return made
 
 
+_send: Callable[..., Any] = AIOKafkaConnection.send
+
+
+def _send_if_open(connection: Any, request: Any, expect_response: bool = True) -> Any:
+    """aiokafka's own, which takes OSError for a broken connection. Writing to a transport that broke a moment ago is
+    passed over by asyncio, but a RuntimeError of uvloop, which no loop of aiokafka's expects."""
+    if connection._writer is not None and connection._writer.transport.is_closing():
+        connection.close(reason=CloseReason.CONNECTION_BROKEN)
+    return _send(connection, request, expect_response)
+
+
 def slow_down() -> None:
     """For all clients of this process, from now on."""
     AIOKafkaClient._get_conn = _get_conn
+    AIOKafkaConnection.send = _send_if_open

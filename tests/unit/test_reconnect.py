@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 
-from cdc.reconnect import FIRST_SECONDS, MOST_SECONDS, Backoff
+import pytest
+import uvloop
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.metadata import MetadataRequest
+
+from cdc.reconnect import FIRST_SECONDS, MOST_SECONDS, Backoff, slow_down
 
 BROKER, OTHER = ("broker-1", 9092), ("broker-2", 9092)
 
@@ -49,3 +56,25 @@ def test_one_that_is_back_is_used_at_once_and_others_never_wait() -> None:
     backoff.reached(BROKER)
     assert backoff.claim(BROKER)
     assert backoff.claim(BROKER)
+
+
+def test_a_transport_that_broke_is_a_broken_connection() -> None:
+    """uvloop raises RuntimeError there, which would end the process."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def send() -> None:
+        slow_down()
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            connection = AIOKafkaConnection(host, port)
+            connection._reader, connection._writer = await asyncio.open_connection(host, port)
+            connection._read_task = asyncio.ensure_future(asyncio.sleep(0))
+            connection._writer.transport.abort()
+            with pytest.raises(KafkaConnectionError):
+                connection.send(MetadataRequest([]))
+            await asyncio.sleep(0.1)  # both ends see it
+
+    uvloop.run(send())
