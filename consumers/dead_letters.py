@@ -35,6 +35,7 @@ class DeadLetters:
         self._store = store
         self._topic = config.kafka.dead_letter_topic(store)
         self._producer: AIOKafkaProducer | None = None
+        self._delivering = asyncio.Lock()  # the apply loop and those who look at letters share one connection
         self.written = asyncio.Event()  # something was: whoever reads the topic may look
 
     async def add(self, topic: str, rejected: Sequence[Rejected]) -> None:
@@ -62,6 +63,11 @@ class DeadLetters:
             LOG.info("a dead letter is settled", store=self._store, letter=letter.id, outcome=how)
 
     async def _deliver(self, items: Sequence[Sendable]) -> None:
+        async with self._delivering:
+            await self._delivered(items)
+        self.written.set()
+
+    async def _delivered(self, items: Sequence[Sendable]) -> None:
         if self._producer is None:
             self._producer = await self._connect()
         try:
@@ -71,7 +77,6 @@ class DeadLetters:
             if isinstance(error, TimeoutError):
                 raise KafkaTimeoutError(f"no answer for {DELIVERY_SECONDS} s while writing to {self._topic}") from error
             raise
-        self.written.set()
 
     async def _send(self, producer: AIOKafkaProducer, items: Sequence[Sendable]) -> None:
         sent = [await producer.send(self._topic, value, key=key, headers=headers) for key, value, headers in items]

@@ -54,7 +54,7 @@ class Redrive:
             wanted = [
                 letter
                 for letter in self._parked.open.requested.values()
-                if letter.position and letter.place in self._reached and letter not in self.ready
+                if letter.position and self._reached.get(letter.place, 0) > letter.offset and letter not in self.ready
             ]
             try:
                 self.ready |= await self._look(wanted)

@@ -67,7 +67,7 @@ class PatientConnection(psycopg.Connection[Any]):
                 ready = yield wanted
                 if ready or (time.monotonic() - heard > self.silence_seconds and self.served()):
                     heard = time.monotonic()
-                elif time.monotonic() - heard > self.silence_seconds or _left_alone():
+                elif time.monotonic() - heard > self.silence_seconds or left_alone():
                     self.pgconn.finish()
                     raise psycopg.OperationalError(f"timeout: no answer within {time.monotonic() - heard:.1f} s")
                 wanted = gen.send(ready)
@@ -76,6 +76,7 @@ class PatientConnection(psycopg.Connection[Any]):
             return result
 
 
-def _left_alone() -> bool:
+def left_alone() -> bool:
+    """True in a thread whose result nobody waits for any more."""
     left = abandoned.get()
     return left is not None and left.is_set()

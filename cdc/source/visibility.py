@@ -17,6 +17,7 @@ from psycopg import Connection
 
 from cdc.errors import ConnectError
 from cdc.source.connection import connect_error
+from cdc.source.patience import left_alone
 
 _MASK = 0xFFFF_FFFF  # the stream shows xids in 32 bits; which of two is later is told modulo 2³² (manual, 25.1.5)
 _HALF = 0x8000_0000
@@ -57,7 +58,7 @@ def await_visible(connection: Connection, xids: Collection[int]) -> None:
         assert row is not None
         if not any(map(parse_shot(row[0]).misses, xids)):
             return
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or left_alone():
             raise ConnectError(
                 f"a committed transaction is not visible after {WAIT_SECONDS:g} s",
                 hint="does it wait for a synchronous standby? see pg_stat_activity, wait_event SyncRep",
