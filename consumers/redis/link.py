@@ -18,6 +18,7 @@ from cdc.config import Redis as Settings
 from cdc.errors import ConfigError
 from consumers.redis.failures import translate
 
+CLOSED = "the handler is closed"  # uvloop's RuntimeError for writing to a transport that broke; asyncio passes it over
 RETRIES = 1  # at once, for a connection that went stale; waiting longer is the runtime's part
 
 _SOURCES = {
@@ -83,6 +84,10 @@ class Link:
                 yield
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             raise translate(error, self.where) from error
+        except RuntimeError as error:
+            if CLOSED not in str(error):
+                raise
+            raise translate(ConnectionResetError("the connection broke"), self.where) from error
 
     async def is_cluster(self) -> bool:
         """Whether the server is a node of a Redis Cluster."""
