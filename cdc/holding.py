@@ -29,7 +29,7 @@ def pause(wait: float) -> float:
 async def hold(error: ConnectError, writer: Writer, status: Coroutine[Any, Any, None], source_name: str) -> None:
     """Returns when Kafka takes a writer (at once when it was not Kafka that was lost), or when `status`, which tells
     the slot what is durable, finds the stream lost too. `error` is what was lost. Raises what waiting cannot mend."""
-    _tell("a server is lost", error, source_name)
+    log.warning("a server is lost", reason=error.message, hint=error.hint)  # the reader counts it once this is over
     tasks = asyncio.ensure_future(status), asyncio.ensure_future(_started(writer, source_name))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -42,11 +42,6 @@ async def hold(error: ConnectError, writer: Writer, status: Coroutine[Any, Any, 
             raise end
 
 
-def _tell(what: str, error: ConnectError, source_name: str) -> None:
-    READER_RETRIES.labels(source_name, type(error).__name__).inc()
-    log.warning(what, reason=error.message, hint=error.hint)
-
-
 async def _started(writer: Writer, source_name: str) -> None:
     """Starts it, which proves that Kafka answers and coordinates; again until it does."""
     wait = BACKOFF[0]
@@ -57,6 +52,7 @@ async def _started(writer: Writer, source_name: str) -> None:
         except LoginError:
             raise
         except ConnectError as error:
-            _tell("Kafka is away, the slot is held", error, source_name)
+            READER_RETRIES.labels(source_name, type(error).__name__).inc()
+            log.warning("Kafka is away, the slot is held", reason=error.message, hint=error.hint)
         await asyncio.sleep(pause(wait))
         wait = min(wait * 2, BACKOFF[1])
