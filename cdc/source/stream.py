@@ -9,6 +9,7 @@ duty: call `send_status` on a timer, and confirm only what is durable.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import struct
 import time
@@ -56,7 +57,9 @@ class Stream:
         self._pg = connection.pgconn
         self._loop = loop
         self._readable = asyncio.Event()
-        self._fd = self._pg.socket
+        # a number of our own: libpq closes its socket when the connection breaks, and the next one opened would get that
+        # number while the loop still watches it
+        self._fd = os.dup(self._pg.socket)
         self.received_lsn = 0
         self.drained_bytes = 0
         self._silent = 0.0  # seconds waited since the last message
@@ -138,6 +141,7 @@ class Stream:
         """Ends the stream; the slot is free at once."""
         self._loop.remove_reader(self._fd)
         self._connection.close()
+        os.close(self._fd)
 
     def _ended(self, count: int) -> None:
         """`count` as get_copy_data gave it: 0 nothing yet, -1 the COPY ended."""
