@@ -57,8 +57,8 @@ class Stream:
         self._pg = connection.pgconn
         self._loop = loop
         self._readable = asyncio.Event()
-        # a number of our own: libpq closes its socket when the connection breaks, and the next one opened would get that
-        # number while the loop still watches it
+        # a number of our own: libpq closes its socket when the connection breaks, and the next one that is opened would
+        # get that number while the loop still watches it
         self._fd = os.dup(self._pg.socket)
         self.received_lsn = 0
         self.drained_bytes = 0
