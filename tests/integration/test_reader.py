@@ -82,6 +82,10 @@ async def test_every_kind_of_change_reaches_all_stores(servers: Endpoints, dsn: 
             assert_in_order(await assert_equal_everywhere(running))
 
 
+def snapshots_done(progress: Progress) -> bool:
+    return bool(progress.snapshots) and all(state.done for state in progress.snapshots.values())
+
+
 async def test_a_large_transaction_is_cut_and_killed_between_the_cuts(
     servers: Endpoints, dsn: str, tmp_path: Path
 ) -> None:
@@ -89,7 +93,7 @@ async def test_a_large_transaction_is_cut_and_killed_between_the_cuts(
     with source(config) as connection:
         connection.execute(MEMORIES)
         async with reading(config) as first:
-            await written(config, first)
+            await written(config, first, snapshots_done)  # else a chunk of it may read what is written next
             connection.execute(put(1, 1000))
             await written(config, first, lambda progress: not progress.complete and progress.ordinal >= 100)
             await first.crash()
