@@ -81,14 +81,14 @@ class Job:
         return sorted(key for key in source.visible(self.name)[0] if low < key <= high)
 
     def _read(self, worker: Copying, source: Source, cut: bool) -> Chunk:
-        rows, running = source.visible(self.name)
+        rows, shot = source.visible(self.name)
         keys = self._between(source, worker.span.after, worker.span.upto)
         cut = cut and len(keys) > 1
         keys = keys[: len(keys) // 2] if cut else keys
         final = worker.span.upto is None and not cut
         content = [fragments(key, rows[key]) for key in keys]
         last = [str(keys[-1])] if keys else None
-        return Chunk(worker.id, self.name, TABLES[self.name], content, running, last, final, not cut)
+        return Chunk(worker.id, self.name, TABLES[self.name], content, shot, last, final, not cut)
 
     def _answered(self, worker: Copying) -> bool:
         assert worker.written is not None

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cdc.position import Position
 from cdc.source.events import UNCHANGED, Begin, Column, Commit, Event, Fragment, Message, Row, Table, Truncate
+from cdc.source.visibility import Shot
 
 KEYS = 12  # few, so that changes meet
 PREFIX = "m"
@@ -68,12 +69,13 @@ class Source:
         """The WAL's end."""
         return self.log[-1].end if self.log else self.lsn
 
-    def visible(self, name: Name) -> tuple[Rows, frozenset[int]]:
-        """What a snapshot taken now sees, and the transactions it lists as running."""
+    def visible(self, name: Name) -> tuple[Rows, Shot]:
+        """What a snapshot taken now sees; xids are LSNs here, so that a hidden one is always below xmax."""
+        xmax = self.end + 1
         if self.hidden is None:
-            return self.rows[name], frozenset()
+            return self.rows[name], Shot(xmax, frozenset())
         xid, before = self.hidden
-        return before[name], frozenset((xid,))
+        return before[name], Shot(xmax, frozenset((xid,)))
 
     def message(self, content: bytes) -> None:
         """A logical message in a transaction of its own."""
