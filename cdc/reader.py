@@ -250,9 +250,7 @@ class _Run:
 
     def _fill(self, chunk: Assembly) -> None:
         session = self._session
-        tables = {id(hole.envelope.table): hole.envelope.table for hole in chunk.holes}
-        columns = {f"{t.schema}.{t.name}": session.catalog.text_columns(t) for t in tables.values()}
-        fill(session.connection, chunk.holes, columns)
+        fill(session.connection, chunk.holes, session.catalog.text_columns)
         for hole in chunk.holes:
             names = [hole.envelope.table.columns[i].name for i in hole.filled]
             value, headers = hole.envelope.upsert(hole.op, hole.row, hole.ordinal, names)

@@ -10,7 +10,7 @@ Filled columns are named in `source.filled` and counted.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -50,16 +50,16 @@ def has_hole(row: Iterable[Fragment]) -> bool:
     return any(fragment.__class__ is Mark for fragment in row)
 
 
-def fill(connection: Connection, holes: Sequence[Hole], columns: dict[str, list[sql.Composable]]) -> None:
-    """Replaces every mark in the holes' rows. `columns`: "schema.table" → text expression of each column of its Table.
-    Raises ConnectError."""
+def fill(connection: Connection, holes: Sequence[Hole], columns: Callable[[Table], list[sql.Composable]]) -> None:
+    """Replaces every mark in the holes' rows. `columns` gives the text expression of each column of a Table, of which
+    DDL makes several of one name. Raises ConnectError."""
     await_visible(connection, {hole.envelope.xid for hole in holes})
     groups: dict[int, list[Hole]] = {}
     for hole in holes:
         groups.setdefault(id(hole.envelope.table), []).append(hole)
     for group in groups.values():
         table = group[0].envelope.table
-        expressions = columns[f"{table.schema}.{table.name}"]
+        expressions = columns(table)
         for start in range(0, len(group), BATCH):
             _fill_group(connection, table, group[start : start + BATCH], expressions)
 
