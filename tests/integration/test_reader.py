@@ -229,3 +229,28 @@ async def test_a_key_renamed_while_its_rows_wait(servers: Endpoints, dsn: str, t
             await written(config, reader, all_done)
     rows = [record.event["after"] for record in await table_dump(config) if record.value]
     assert "waits" in [row["who"] for row in rows if row]
+
+
+@pytest.mark.parametrize("plugin", ["wal2json", "pgoutput"])
+async def test_holes_before_and_after_a_column_came_in_one_chunk(
+    servers: Endpoints, dsn: str, tmp_path: Path, plugin: str
+) -> None:
+    """Unchanged TOAST of rows with fewer and with more columns, filled together."""
+    config = config_of(servers, dsn, tmp_path, postgres={"plugin": plugin})
+    with source(config) as connection:
+        connection.execute(MEMORIES)
+        connection.execute(put(1, 9))
+        async with reading(config) as first:
+            await written(config, first, snapshots_done)
+        connection.execute("UPDATE memories SET content = repeat(content, 3000), score = 'NaN'")
+        connection.execute("UPDATE memories SET who = 'before' WHERE id < 5")
+        connection.execute(
+            "ALTER TABLE memories DROP amount, ADD more text DEFAULT 'm', ADD amount numeric DEFAULT 'NaN'"
+        )
+        connection.execute("UPDATE memories SET who = 'after' WHERE id > 3")
+        connection.execute("ALTER TABLE memories DROP more")
+        connection.execute("UPDATE memories SET who = 'last' WHERE id > 7")
+        async with reading(config) as second:
+            await written(config, second)
+            await written(config, second, snapshots_done)
+        assert by_id(topic_rows(await table_dump(config))) == by_id(rows_of(config))
