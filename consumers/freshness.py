@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Annotated
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -35,7 +36,7 @@ LOOK_SECONDS = 0.02  # how often a caller that waits for a position looks again
 class Heartbeat(msgspec.Struct, frozen=True):
     """One heartbeat; `position` is the 32-digit wire form, `ts_us` microseconds since 1970 of the source's clock."""
 
-    ts_us: int
+    ts_us: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
     position: str
     ends: dict[str, list[int]]
 
