@@ -14,17 +14,15 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Annotated
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaError
 
 from cdc import log, metrics
 from cdc.config import Config
 from cdc.errors import MALFORMED, DecodeError
 from cdc.position import decode_position
 from consumers.batches import Message
-from consumers.connection import disconnect
-from consumers.retry import MOST_SECONDS, Action, delays, policy_for
 from consumers.store import Partition
+from consumers.tail import follow, tail
 
 LOG = log.get(__name__)
 
@@ -139,41 +137,19 @@ class Freshness:
 
     async def listen(self) -> None:
         """Reads heartbeats for ever; Kafka being away is waited out, anything else is raised."""
-        attempts = delays()
-        while True:
-            started = time.monotonic()
-            try:
-                await self._read()
-            except KafkaError as error:
-                if policy_for(error).action is not Action.WAIT:
-                    raise
-                LOG.info("waiting for heartbeats", topic=self._config.kafka.heartbeat_topic, reason=str(error))
-            if time.monotonic() > started + MOST_SECONDS:
-                attempts = delays()  # it had worked: a new failure starts with short waits
-            await asyncio.sleep(next(attempts))
+        await follow(self._read, self._waiting)
+
+    def _waiting(self, error: KafkaError) -> None:
+        LOG.info("waiting for heartbeats", topic=self._config.kafka.heartbeat_topic, reason=str(error))
 
     async def _read(self) -> None:
-        """One connection's life. Raises KafkaError, also while the topic is not there yet."""
         kafka = self._config.kafka
-        consumer = AIOKafkaConsumer(
-            **kafka.client_options(),
-            request_timeout_ms=int(kafka.request_timeout_seconds * 1000),
-            isolation_level="read_committed",
-        )
-        try:
-            await consumer.start()
-            if self._config.kafka.heartbeat_topic not in await consumer.topics():
-                raise UnknownTopicOrPartitionError("the reader has not made the topic yet")
-            partition = TopicPartition(self._config.kafka.heartbeat_topic, 0)
-            consumer.assign([partition])
-            end = (await consumer.end_offsets([partition]))[partition]
+        async with tail(kafka, kafka.heartbeat_topic) as (consumer, partition, end):
             consumer.seek(partition, max(0, end - LOOK_BACK))
             while True:
                 for messages in (await consumer.getmany(timeout_ms=1000)).values():
                     for message in messages:
                         self._hear(message)
-        finally:
-            await disconnect(consumer)
 
     def _hear(self, message: Message) -> None:
         if message.value is not None and message.key == self._config.source_name.encode():

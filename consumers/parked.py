@@ -15,20 +15,19 @@ Everything here runs in one event loop; `listen` beside the runtime's own loop, 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaError
 
 from cdc import log, metrics
 from cdc.config import Config
 from cdc.errors import ConnectError, StoreError
-from consumers.connection import disconnect
 from consumers.dead_letters import DeadLetters
+from consumers.insistence import Insistence
 from consumers.letters import DeadLetter, Entry, OpenLetters, Outcome, parse
-from consumers.retry import MOST_SECONDS, Action, delays, policy_for
+from consumers.retry import Action, policy_for
 from consumers.store import Batch, Inspectable, Partition, Rejected
+from consumers.tail import follow, tail
 from consumers.topics import TableTopics
 
 LOG = log.get(__name__)
@@ -61,48 +60,29 @@ class Parked:
 
     async def listen(self) -> None:
         """Reads the topic for ever; Kafka being away is waited out, anything else is raised."""
-        attempts = delays()
-        while True:
-            started = time.monotonic()
-            try:
-                await self._read()
-            except KafkaError as error:
-                if policy_for(error).action is not Action.WAIT:
-                    raise
-                LOG.debug("waiting for dead letters", topic=self._topic, reason=str(error))
-            if time.monotonic() > started + MOST_SECONDS:
-                attempts = delays()
-            self._letters.written.clear()
-            try:
-                await asyncio.wait_for(self._letters.written.wait(), next(attempts))
-            except TimeoutError:
-                pass  # it is tried again anyway
+        await follow(self._read, self._waiting, self._pause)
+
+    def _waiting(self, error: KafkaError) -> None:
+        self._show()
+        LOG.debug("waiting for dead letters", topic=self._topic, reason=str(error))
+
+    async def _pause(self, seconds: float) -> None:
+        """Shorter when a letter has just been written."""
+        self._letters.written.clear()
+        try:
+            await asyncio.wait_for(self._letters.written.wait(), seconds)
+        except TimeoutError:
+            pass  # it is tried again anyway
 
     async def _read(self) -> None:
-        """One connection's life. Raises KafkaError."""
-        kafka = self._config.kafka
-        consumer = AIOKafkaConsumer(
-            **kafka.client_options(),
-            request_timeout_ms=int(kafka.request_timeout_seconds * 1000),
-            auto_offset_reset="earliest",
-        )
-        try:
-            await consumer.start()
-            if self._topic not in await consumer.topics():
-                self._show()
-                raise UnknownTopicOrPartitionError("there was no dead letter yet")
+        async with tail(self._config.kafka, self._topic) as (consumer, partition, end):
             self.open = OpenLetters()
-            partition = TopicPartition(self._topic, 0)
-            consumer.assign([partition])
-            end = (await consumer.end_offsets([partition]))[partition]
             while True:
                 polled = await consumer.getmany(timeout_ms=POLL_MS)
                 for message in polled.get(partition, []):
                     self._hear(parse(message))
                 if await consumer.position(partition) >= end:
                     await self._look()
-        finally:
-            await disconnect(consumer)
 
     def _hear(self, entry: Entry | None) -> None:
         if entry is None:
@@ -117,26 +97,35 @@ class Parked:
         try:
             await self._compare()
         except (ConnectError, StoreError, KafkaError) as error:
+            if not isinstance(error, StoreError) and policy_for(error).action is not Action.WAIT:
+                raise  # a store that is being opened anew is no such case
             LOG.debug("letters are compared with the store later", store=self._store, reason=str(error))
         self._show()
         if self.open.requested:
             self.requested.set()
 
     def recheck(self) -> None:
-        """The store may be another one now."""
+        """The store was opened: it may be another one now, and hold more."""
         self._unseen = {letter.id for letter in self.open}
 
     async def _compare(self) -> None:
         """Settles letters below what the store holds of their key. Raises what the store and Kafka raise."""
-        found = [letter for id in self._unseen if (letter := self.open.get(id)) is not None and letter.position]
+        looking, self._unseen = self._unseen, set()
+        try:
+            found = [letter for id in looking if (letter := self.open.get(id)) is not None and letter.position]
+            ours = [letter for letter in found if self._owns(letter.place)]
+            await self.settle(await self._outrun(ours))
+            looking = {letter.id for letter in found if not self._owns(letter.place)}
+        finally:
+            self._unseen |= looking  # again later: when something failed all, else those of other members
+
+    async def _outrun(self, letters: Sequence[DeadLetter]) -> dict[DeadLetter, Outcome]:
         settled: dict[DeadLetter, Outcome] = {}
-        for topic in {letter.topic for letter in found if letter.topic in self._topics}:
-            ours = [letter for letter in found if letter.topic == topic and self._owns(letter.place)]
-            for start in range(0, len(ours), LOOKUP):
-                settled.update(await self._newer(topic, ours[start : start + LOOKUP]))
-        await self.settle(settled)
-        waiting = {letter.id for letter in found if not self._owns(letter.place)}
-        self._unseen &= waiting
+        for topic in {letter.topic for letter in letters if letter.topic in self._topics}:
+            of_topic = [letter for letter in letters if letter.topic == topic]
+            for start in range(0, len(of_topic), LOOKUP):
+                settled.update(await self._newer(topic, of_topic[start : start + LOOKUP]))
+        return settled
 
     async def _newer(self, topic: str, letters: Sequence[DeadLetter]) -> dict[DeadLetter, Outcome]:
         keys = [letter.key or b"" for letter in letters]
@@ -148,7 +137,7 @@ class Parked:
             if version is not None and version.position >= letter.position
         }
 
-    async def passed(self, batch: Batch, rejected: Sequence[Rejected], insist: Insist) -> None:
+    async def passed(self, batch: Batch, rejected: Sequence[Rejected], insist: Insistence) -> None:
         """A batch is applied: its records settle the older letters of their keys."""
         parked = self.open.parked.get(batch.topic)
         if not parked:
@@ -162,7 +151,7 @@ class Parked:
             settled[letter] = "superseded" if record.position > letter.position else "redriven"
         await insist("closing dead letters", lambda: self.settle(settled))
 
-    async def truncated(self, batch: Batch, below: bytes, insist: Insist) -> None:
+    async def truncated(self, batch: Batch, below: bytes, insist: Insistence) -> None:
         """A marker removed every row of its partition below a position; letters have no better fate."""
         place = next(iter(batch.offsets))
         letters = self.open.parked.get(batch.topic, {}).values()
@@ -180,6 +169,3 @@ class Parked:
         oldest = min((letter.time_ms for letter in self.open), default=None)
         metrics.STORE_OPEN_LETTERS.labels(self._store).set(len(self.open))
         metrics.STORE_OLDEST_LETTER.labels(self._store).set(NEVER if oldest is None else oldest / 1000)
-
-
-Insist = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]]

@@ -12,7 +12,7 @@ not keep a row that was deleted since from coming back. What follows after (1) t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiokafka.errors import KafkaError
@@ -21,12 +21,15 @@ from cdc import log
 from cdc.config import Config
 from cdc.envelope import MARKER_KEYS
 from consumers.batches import Message, marker_below, to_records
-from consumers.letters import DeadLetter
+from consumers.insistence import Insistence
+from consumers.letters import DeadLetter, Outcome
 from consumers.parked import Parked
 from consumers.replay import Replayer, Span
-from consumers.store import Partition, Record
+from consumers.store import Applied, Batch, Partition, Record, Store
+from consumers.topics import TableTopics
 
 LOG = log.get(__name__)
+Apply = Callable[[Batch], Awaitable[Applied]]  # which writes letters of what is refused
 
 
 @dataclass
@@ -40,8 +43,9 @@ class Found:
 class Redrive:
     """Answers requests. `reached`: the offsets the store has applied up to, by partition."""
 
-    def __init__(self, config: Config, parked: Parked, reached: Mapping[Partition, int]) -> None:
+    def __init__(self, config: Config, topics: TableTopics, parked: Parked, reached: Mapping[Partition, int]) -> None:
         self._config = config
+        self._topics = topics
         self._parked = parked
         self._reached = reached
         self.ready: dict[DeadLetter, Found] = {}  # looked at, to be applied or closed
@@ -62,6 +66,29 @@ class Redrive:
                 if not error.retriable:
                     raise
                 LOG.info("a redrive waits", reason=str(error))  # the next look at the letters asks again
+
+    async def answer(self, apply: Apply, store: Store, insist: Insistence) -> None:
+        """Steps 2 to 4 of what is `ready`. What fails stays `ready`, and is done in a later round."""
+        if not self.ready:
+            return
+        ready = dict(self.ready)
+        still_open = [letter for letter in ready if self._parked.open.get(letter.id) == letter]
+        outcomes = {letter: await self._applied(letter, ready[letter], apply) for letter in still_open}
+        await insist("flushing", lambda: store.flush(force=True))
+        settled = {letter: outcome for letter, outcome in outcomes.items() if outcome is not None}
+        await insist("closing dead letters", lambda: self._parked.settle(settled))
+        for letter in ready:
+            self._parked.open.requested.pop(letter.id, None)
+            del self.ready[letter]
+
+    async def _applied(self, letter: DeadLetter, found: Found, apply: Apply) -> Outcome | None:
+        """None when the store refuses it again: the letter that is written then is the answer."""
+        if found.newer or found.record is None:
+            return "superseded"
+        applied = await apply(Batch(*self._topics.split(letter.topic), letter.topic, [found.record], {}))
+        if applied.rejected:
+            return None
+        return "superseded" if applied.stale else "redriven"
 
     async def _look(self, letters: Sequence[DeadLetter]) -> dict[DeadLetter, Found]:
         found = {letter: Found() for letter in letters}

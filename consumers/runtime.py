@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
@@ -26,29 +26,25 @@ from cdc.errors import ConnectError, StoreLost
 from cdc.failpoint import failpoint
 from cdc.refusal import denied
 from consumers.batches import Foreign, Marker, Work, work
+from consumers.caretaker import Caretaker
 from consumers.dead_letters import DeadLetters
 from consumers.freshness import Freshness
 from consumers.gauges import Gauges
+from consumers.insistence import Insistence, Interrupted
 from consumers.isolation import apply_isolating, without
-from consumers.letters import DeadLetter, Outcome
 from consumers.parked import Parked
 from consumers.partitions import Partitions, Polls
-from consumers.redrive import Found, Redrive
+from consumers.redrive import Redrive
 from consumers.retry import Action, Policy, delays, policy_for
 from consumers.store import Applied, Batch, Inspectable, Offsets, Partition, Rejected, Store
 from consumers.topics import ALL_TABLES, TableTopics
 
 LOG = log.get(__name__)
-T = TypeVar("T")
 
 BATCH_RECORDS = 5000  # what a store gets at once; it may cut finer
 POLL_SECONDS = 0.25  # an idle loop looks after itself that often
 COMMIT_SECONDS = 1.0  # commits are for tools: one a second is enough for a graph
 CHECK_SECONDS = 5.0  # a store that lost its data is noticed within that time, idle or not
-
-
-class Interrupted(Exception):
-    """The partitions are taken away, or the process is to stop, while a step was being tried again."""
 
 
 class Runtime:
@@ -73,33 +69,29 @@ class Runtime:
         self._topics = TableTopics(config.kafka.prefix, tables)
         self._group = f"cdc-{store.name}-{config.kafka.prefix}"
         self._batch_records = batch_records
-        self._check_seconds = check_seconds
-        self._stop = asyncio.Event()
         self._working = asyncio.Lock()
-        self._applying = False
         self._opened: Offsets | None = None
         self._committed: Offsets = {}
         self._owed: dict[Partition, int] = {}  # where we stood when the store lost its data: until then it is not up
         self._void: set[Partition] = set()  # their logs have lost the offsets where we stood
-        self._next_commit = self._next_check = 0.0  # loop time
+        self._next_commit = 0.0  # loop time
         self._again: Iterator[float] | None = None  # delays, while refills follow each other
-        self._counting: asyncio.Future[None] = asyncio.Future()
-        self._counting.set_result(None)
-        self._asking = self._counting
         self._dead_letters = DeadLetters(config, store.name)
         self.freshness = Freshness(config, store.name)
         self.gauges = Gauges(store.name, counts)
         self.partitions = Partitions(
             config, self._topics, group=self._group, exclusive=exclusive, release=self._release
         )
+        self._insist = Insistence(store.name, self.partitions, self.gauges)
+        self._caretaker = Caretaker(store, self._topics, self.partitions, self.gauges, self._insist, check_seconds)
         held = counts or cast(Inspectable, store)
         owns = self.partitions.reached.__contains__
         self.parked = Parked(config, self._topics, self._dead_letters, (store.name, held), owns)
-        self._redrive = Redrive(config, self.parked, self.partitions.reached)
+        self._redrive = Redrive(config, self._topics, self.parked, self.partitions.reached)
 
     def stop(self) -> None:
         """Ends `run` after the running batch. May be called from a signal handler."""
-        self._stop.set()
+        self._insist.stop.set()
 
     async def wait_for(self, position: bytes) -> None:
         """Returns once everything up to `position` is applied; the caller bounds the time."""
@@ -118,12 +110,12 @@ class Runtime:
 
     async def run(self) -> None:
         """Until `stop`. Raises CdcError when only a person can help; the store and the group are left in order."""
-        stopping = asyncio.ensure_future(self._stop.wait())
+        stopping = asyncio.ensure_future(self._insist.stop.wait())
         beside = (self.freshness.listen(), self.parked.listen(), self._redrive.prepare())
         listening = [asyncio.ensure_future(work) for work in beside]
         try:
             await self._start()
-            while not self._stop.is_set():
+            while not self._insist.stop.is_set():
                 await self._guarded(stopping)
                 for task in listening:
                     if task.done():
@@ -136,7 +128,7 @@ class Runtime:
                 f"Kafka at {self._config.kafka.bootstrap} refuses: {error!r}", hint="`cdc doctor` says what is missing"
             ) from error
         finally:
-            await self._close(stopping, *listening, self._counting, self._asking)
+            await self._close(stopping, *listening, *self._caretaker.running())
 
     async def _close(self, *tasks: asyncio.Future[Any]) -> None:
         for task in tasks:
@@ -156,6 +148,7 @@ class Runtime:
         offsets = await self._insist("opening the store", self._store.open)
         self._opened = offsets
         self.gauges.up(not self._owed)
+        self.parked.recheck()
         return offsets
 
     async def _guarded(self, stopping: asyncio.Task[Any]) -> None:
@@ -164,7 +157,7 @@ class Runtime:
             await self._round(stopping)
             self._again = None
         except Interrupted:
-            if not self._stop.is_set():
+            if not self._insist.stop.is_set():
                 LOG.info("partitions were taken away; their next owner goes on", store=self._store.name)
         except Exception as error:
             policy = policy_for(error)
@@ -178,13 +171,10 @@ class Runtime:
         polled = await self._insist("polling", lambda: self.partitions.poll(POLL_SECONDS, stopping))
         async with self._working:
             if self.partitions.placed:
-                self._applying = True
-                try:
+                with self._insist.applying():
                     await self._process(polled)
-                    await self._answer()
-                finally:
-                    self._applying = False
-        await self._look_after()
+                    await self._redrive.answer(self._apply_once, self._store, self._insist)
+        await self._caretaker.look(whole=not self._owed)
 
     async def _process(self, polled: Polls) -> None:
         """Steps 2 to 5 of one poll."""
@@ -264,30 +254,12 @@ class Runtime:
     async def _reject(self, topic: str, rejected: Sequence[Rejected]) -> None:
         await self._insist("writing dead letters", lambda: self._dead_letters.add(topic, rejected))
 
-    async def _answer(self) -> None:
-        """Steps 2 to 4 of a redrive, see there. What fails stays `ready`, and is done in a later round."""
-        ready = self._redrive.ready
-        if not ready:
-            return
-        open_still = {letter: found for letter, found in ready.items() if self.parked.open.get(letter.id) == letter}
-        outcomes = {letter: await self._redriven(letter, found) for letter, found in open_still.items()}
-        await self._insist("flushing", lambda: self._store.flush(force=True))
-        settled = {letter: outcome for letter, outcome in outcomes.items() if outcome is not None}
-        await self._insist("closing dead letters", lambda: self.parked.settle(settled))
-        for letter in ready:
-            self.parked.open.requested.pop(letter.id, None)
-        ready.clear()
-
-    async def _redriven(self, letter: DeadLetter, found: Found) -> Outcome | None:
-        """None when the store refuses it again: the letter that is written then is the answer."""
-        if found.newer or found.record is None:
-            return "superseded"
-        batch = Batch(*self._topics.split(letter.topic), letter.topic, [found.record], {})
+    async def _apply_once(self, batch: Batch) -> Applied:
+        """Of a redrive; also lets go of what is refused, with new letters."""
         applied = await apply_isolating(self._insistently, batch)
         if applied.rejected:
             await self._reject(batch.topic, applied.rejected)
-            return None
-        return "superseded" if applied.stale else "redriven"
+        return applied
 
     def _observe(self, done: Work) -> None:
         self.freshness.applied(done.newest)
@@ -327,7 +299,7 @@ class Runtime:
         """Replays what is lost: all that the store does not hold, or all that a log still has."""
         metrics.STORE_REBUILDS.labels(self._store.name, policy.reason).inc()
         if self._again is not None:
-            await self._pause(next(self._again))
+            await self._insist.pause(next(self._again))
         else:
             self._again = delays()
         if isinstance(error, OffsetOutOfRangeError):
@@ -347,67 +319,3 @@ class Runtime:
             self.freshness.forget()
             self._opened = None
             self.partitions.forget()
-
-    async def _look_after(self) -> None:
-        """Every few seconds, busy or idle: does the store still hold what it was given, and how much is it?"""
-        clock = asyncio.get_running_loop().time()
-        if clock < self._next_check:
-            return
-        self._next_check = clock + self._check_seconds
-        await self._insist("checking the store", self._store.check)
-        self.gauges.up(not self._owed)
-        self.gauges.lag(self.partitions.lag())
-        tables = sorted({self._topics.split(topic) for topic, _partition in self.partitions.reached})
-        if self._asking.done():
-            self._asking.result()
-            self._asking = asyncio.ensure_future(self._ask())
-        if self._counting.done():
-            self._counting.result()
-            self._counting = asyncio.ensure_future(self._count(tables))
-
-    async def _ask(self) -> None:
-        """Beside the loop: Kafka may be away, which the poll reports. Are the topics still the ones we read?"""
-        try:
-            logs = await self.partitions.logs()
-        except KafkaError as error:
-            LOG.debug("the topics' ids cannot be asked for now", store=self._store.name, reason=repr(error))
-            return
-        if self._opened is not None and any(self._store.logs.get(place) != log for place, log in logs.items()):
-            self.partitions.displace()
-
-    async def _count(self, tables: Sequence[tuple[str, str]]) -> None:
-        """Beside the loop: counting a large store takes seconds. What fails here, the store's check reports."""
-        try:
-            await self.gauges.count(tables)
-        except (ConnectError, StoreLost) as error:
-            LOG.warning("rows not counted this time", store=self._store.name, reason=str(error))
-
-    async def _insist(self, doing: str, step: Callable[[], Awaitable[T]]) -> T:
-        """Tries a step until it succeeds, for as long as the policy says to wait; any other error goes up."""
-        attempts = delays()
-        while True:
-            try:
-                return await step()
-            except Exception as error:
-                policy = policy_for(error)
-                if policy.action is not Action.WAIT:
-                    raise
-                metrics.STORE_RETRIES.labels(self._store.name, policy.reason).inc()
-                if isinstance(error, ConnectError):
-                    self.gauges.up(False)
-                LOG.warning(f"{doing}: trying again until it works", store=self._store.name, reason=str(error))
-            await self._pause(next(attempts))
-
-    async def _pause(self, seconds: float) -> None:
-        """Between two tries. Raises Interrupted when there is no point in another one."""
-        applying = self._applying
-        if applying:
-            await self.partitions.hold()
-        try:
-            await asyncio.wait_for(self._stop.wait(), seconds)
-        except TimeoutError:
-            pass  # nobody wants us to stop
-        if self._stop.is_set() or (applying and not self.partitions.placed):
-            raise Interrupted
-        if applying:
-            self.partitions.go_on()

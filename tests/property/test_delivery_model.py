@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from cdc.assembler import Assembler
 from cdc.envelope import SWEEP_KEY, TRUNCATE_KEY
-from cdc.position import Position
+from cdc.position import ZERO, Position
 from cdc.source.window import Windows
 from consumers.faiss.content import Content
 from consumers.faiss.ledger import Ledger
@@ -125,7 +125,7 @@ def offsets_first(self: Consumer, places: Any, most: int, *, die_after: int | No
 def no_floor(self: Content, below: bytes) -> int:
     """Rows go, but older ones may come again."""
     removed: int = Content.__dict__["_original"](self, below)
-    self.ledger.floor = b""
+    self.ledger.floor = ZERO.encode()
     return removed
 
 
