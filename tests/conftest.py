@@ -41,6 +41,13 @@ def database(servers: Endpoints) -> Iterator[str]:
         yield dsn
 
 
+@pytest.fixture
+def dsn(servers: Endpoints) -> Iterator[str]:
+    """The dsn of a fresh database of this test's own; dropped with its slots afterwards."""
+    with fresh_database(servers.postgres_dsn) as made:
+        yield made
+
+
 @pytest.fixture(scope="module")
 def database18(pg18: str) -> Iterator[str]:
     """The same on PostgreSQL 18 with pgvector."""

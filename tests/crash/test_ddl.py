@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from cdc.reader import Reader
 from cdc.resync import resync
 from cdc.source import watch
 from consumers.rebuild import rebuild
-from tests.conftest import fresh_database
 from tests.pipeline import (
     COLUMNS,
     MEMORIES,
@@ -64,12 +63,6 @@ CHANGES = [
         {"who": None, "whom": None, "amount": None, "tags": None, "mood": None, "note": None, "extra": "integer"},
     ),
 ]  # fmt: skip
-
-
-@pytest.fixture
-def dsn(servers: Endpoints) -> Iterator[str]:
-    with fresh_database(servers.postgres_dsn) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

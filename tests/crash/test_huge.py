@@ -27,7 +27,6 @@ from cdc.embedded.folder import free_port
 from cdc.errors import RecordError, StuckError
 from cdc.reader import Reader
 from tests.command_line import CommandLine
-from tests.conftest import fresh_database
 from tests.pipeline import (
     MEMORIES,
     Running,
@@ -66,11 +65,11 @@ def peak(process: subprocess.Popen[bytes]) -> int:
 
 
 @pytest.fixture
-def dsn(servers: Endpoints) -> Iterator[str]:
-    with fresh_database(servers.postgres_dsn) as made:
-        with psycopg.connect(made, autocommit=True) as connection:
-            connection.execute(MEMORIES)
-        yield made
+def dsn(dsn: str) -> str:
+    """With the table."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(MEMORIES)
+    return dsn
 
 
 class Processes:

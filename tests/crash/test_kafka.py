@@ -17,7 +17,6 @@ import pytest
 
 from cdc.config import Config
 from cdc.embedded import Endpoints, Servers
-from tests.conftest import fresh_database
 from tests.crash.kafka_cluster import (
     PROMISE_SECONDS,
     assert_seen_once,
@@ -50,13 +49,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """A Kafka of three."""
     with brokers(tmp_path_factory.mktemp("cluster"), NODES) as own:
         yield own
-
-
-@pytest.fixture
-def dsn(servers: Endpoints) -> Iterator[str]:
-    """A database of this test's own, with the table."""
-    with fresh_database(servers.postgres_dsn) as dsn:
-        yield dsn
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ from cdc.reader import Reader
 from cdc.resync import resync
 from cdc.source.slot import read_slot
 from cdc.source.watch import show_slot
-from tests.conftest import fresh_database
 from tests.crash.cluster import Cluster
 from tests.pipeline import (
     DIMENSION,
@@ -56,12 +55,6 @@ STAYING = range(1, 200)  # rows that are there before and after
 ROWS = (
     "INSERT INTO memories (id, content, embedding) SELECT n, 't', array[n,0,0,0,0,0,0,1] FROM generate_series({}, {}) n"
 )
-
-
-@pytest.fixture
-def dsn(servers: Endpoints) -> Iterator[str]:
-    with fresh_database(servers.postgres_dsn) as made:
-        yield made
 
 
 @pytest.fixture

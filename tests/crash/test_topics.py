@@ -6,7 +6,7 @@ No offset tells of it: a new log may have outgrown the offsets of the old one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from cdc.errors import GapError
 from cdc.kafka.topics import ensure_topics
 from cdc.reader import Reader
 from cdc.resync import resync
-from tests.conftest import fresh_database
 from tests.pipeline import (
     MEMORIES,
     ReaderTask,
@@ -39,13 +38,6 @@ ROWS = (
     " FROM generate_series({}, {}) n"
 )
 TABLES = [("public", "memories")]
-
-
-@pytest.fixture
-def dsn(servers: Endpoints) -> Iterator[str]:
-    """A database of this test's own."""
-    with fresh_database(servers.postgres_dsn) as dsn:
-        yield dsn
 
 
 def table_topic(config: Config) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 
 from cdc.config import Config
 from cdc.embedded import Endpoints
-from tests.conftest import fresh_database
 from tests.pipeline import (
     MEMORIES,
     ReaderTask,
@@ -100,12 +98,6 @@ CHANGES = (
     "BEGIN; INSERT INTO shifting VALUES (6, 'x'); ALTER TABLE shifting ADD u text; INSERT INTO shifting VALUES (7, 'x',"
     " 'y'); COMMIT",
 )
-
-
-@pytest.fixture
-def dsn(servers: Endpoints) -> Iterator[str]:
-    with fresh_database(servers.postgres_dsn) as made:
-        yield made
 
 
 def configs(servers: Endpoints, dsn: str, folder: Path) -> dict[str, Config]:

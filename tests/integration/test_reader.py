@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from cdc.kafka.progress import Progress, read_progress
 from cdc.reader import Reader
 from cdc.resync import resync
 from cdc.source.heartbeat import HEARTBEAT
-from tests.conftest import fresh_database
 from tests.pipeline import (
     MEMORIES,
     CommandChild,
@@ -38,13 +37,6 @@ from tests.pipeline import (
 from tests.waiting import LIMIT_SECONDS, until
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def dsn(servers: Endpoints) -> Iterator[str]:
-    """A database of each test's own, with the table `memories`."""
-    with fresh_database(servers.postgres_dsn) as made:
-        yield made
 
 
 def put(first: int, last: int, content: str = "'text ' || n") -> str:

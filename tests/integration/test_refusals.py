@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from cdc.embedded import Endpoints, Servers
 from cdc.errors import GapError, LoginError, PreconditionError
 from cdc.reader import Reader
 from cdc.resync import resync
-from tests.conftest import fresh_database
 from tests.pipeline import (
     MEMORIES,
     ReaderTask,
@@ -36,12 +35,6 @@ from tests.waiting import LIMIT_SECONDS, until
 ROWS = """
 INSERT INTO memories (id, content, embedding) SELECT n, 't', array[n,0,0,0,0,0,0,1] FROM generate_series({}, {}) n
 """
-
-
-@pytest.fixture
-def dsn(servers: Endpoints) -> Iterator[str]:
-    with fresh_database(servers.postgres_dsn) as made:
-        yield made
 
 
 def dropped(connection: psycopg.Connection, config: Config) -> None:

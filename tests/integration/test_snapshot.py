@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from cdc.embedded import Endpoints
 from cdc.envelope import MARKER_KEYS
 from cdc.source import snapshot
 from cdc.source.window import Chunk
-from tests.conftest import fresh_database
 from tests.pipeline import (
     COLUMNS,
     MEMORIES,
@@ -33,12 +31,6 @@ from tests.pipeline import (
 )
 
 NAME = "public.memories"
-
-
-@pytest.fixture
-def dsn(servers: Endpoints) -> Iterator[str]:
-    with fresh_database(servers.postgres_dsn) as made:
-        yield made
 
 
 def fill(count: int, content: str = "'t'") -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from psycopg.rows import TupleRow
 
 from cdc.config import Config
 from cdc.embedded import Endpoints
-from tests.conftest import fresh_database
 from tests.pipeline import MEMORIES, Running, assert_equal_everywhere, assert_in_order, config_of, emit, source
 from tests.waiting import until
 
@@ -123,12 +121,6 @@ async def check(running: Running, work: list[Any], events: list[str]) -> None:
     await asyncio.gather(*tasks)
     await running.caught_up()
     assert_in_order(await assert_equal_everywhere(running))
-
-
-@pytest.fixture
-def dsn(servers: Endpoints) -> Iterator[str]:
-    with fresh_database(servers.postgres_dsn) as made:
-        yield made
 
 
 @pytest.mark.parametrize("plugin", ["wal2json", "pgoutput"])
