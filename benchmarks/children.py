@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cdc.embedded.identity import Identity
+
 STOP_SECONDS = 20.0  # a consumer's last flush; more means it hangs
 SHOWN = 2000  # characters of its log when a child failed
 TICKS = os.sysconf("SC_CLK_TCK")  # a second, in /proc/PID/stat
@@ -78,14 +80,16 @@ class Child:
         return json.loads(self.line(timeout))
 
     def cpu_seconds(self) -> float:
-        """User and system time so far (proc(5), stat fields 14 and 15)."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        """User and system time so far, of the process and all it started (proc(5), stat fields 14 to 17)."""
+        return sum(_ticks(pid) for pid in self._tree()) / TICKS
 
     def peak_bytes(self) -> int:
-        """The most memory that was resident (proc(5), VmHWM)."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * KIB
+        """The most memory that was resident (proc(5), VmHWM), added up over the process and those it started."""
+        return sum(_peak_kib(pid) for pid in self._tree()) * KIB
+
+    def _tree(self) -> list[int]:
+        ours = Identity.of(self._process.pid)
+        return [] if ours is None else [ours.pid, *(child.pid for child in ours.descendants())]
 
     def stop(self) -> None:
         """SIGTERM, as a service manager does; SIGKILL when that does not help."""
@@ -103,6 +107,25 @@ class Child:
         end = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, end - SHOWN))
         return self._log.read().decode(errors="replace")
+
+
+def _ticks(pid: int) -> int:
+    """Its own, and those of its children that have ended; 0 when it ended just now, for then they are its parent's."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(map(int, fields[11:15]))
+
+
+def _peak_kib(pid: int) -> int:
+    """0 when it has ended, or is only a zombie."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    _, found, rest = status.partition("VmHWM:")
+    return int(rest.split()[0]) if found else 0
 
 
 def role(name: str, config: dict[str, Any], folder: Path, *arguments: str) -> Child:
