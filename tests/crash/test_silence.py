@@ -16,7 +16,7 @@ from cdc.source.beside import beside
 from cdc.source.connection import connect
 from cdc.source.patience import PatientConnection
 from tests.crash.proxy import HOST, Proxy
-from tests.waiting import LIMIT_SECONDS, until
+from tests.waiting import LIMIT_SECONDS, until, wait_until
 
 SILENCE_SECONDS = 0.5
 
@@ -57,33 +57,30 @@ Reach = Callable[..., PatientConnection]
 Ask = Callable[[PatientConnection, str], Future[object]]
 
 
+def given_up(answer: Future[object], proxy: Proxy, words: str) -> None:
+    """Returns once the call has ended with these words, while the fault lasts."""
+    begun = time.monotonic()
+    try:
+        with pytest.raises(psycopg.OperationalError, match=words):
+            answer.result(LIMIT_SECONDS)
+        print(f"given up after {time.monotonic() - begun:.1f} s")
+    finally:
+        proxy.heal()
+
+
 def test_a_black_hole_ends_a_call(reach: Reach, ask: Ask, proxy: Proxy) -> None:
     """Neither TCP nor the server can tell us."""
     connection = reach()
     proxy.black_hole()
-    begun = time.monotonic()
-    answer = ask(connection, "SELECT 1")
-    try:
-        with pytest.raises(psycopg.OperationalError, match="no answer within"):
-            answer.result(LIMIT_SECONDS)
-        print(f"given up after {time.monotonic() - begun:.1f} s")
-        assert connection.closed
-    finally:
-        proxy.heal()
+    given_up(ask(connection, "SELECT 1"), proxy, "no answer within")
+    assert connection.closed
 
 
 def test_lost_packets_are_noticed_by_tcp(reach: Reach, ask: Ask, proxy: Proxy) -> None:
     """Without a question: what we sent is not acknowledged within tcp_timeout_seconds."""
     connection = reach(silence_seconds=1000.0)
     proxy.drop()
-    begun = time.monotonic()
-    answer = ask(connection, "SELECT 1")
-    try:
-        with pytest.raises(psycopg.OperationalError, match="timed out"):
-            answer.result(LIMIT_SECONDS)
-        print(f"given up after {time.monotonic() - begun:.1f} s")
-    finally:
-        proxy.heal()
+    given_up(ask(connection, "SELECT 1"), proxy, "timed out")
 
 
 def test_a_connection_that_waits_for_an_answer_is_probed(reach: Reach, ask: Ask, proxy: Proxy) -> None:
@@ -91,15 +88,9 @@ def test_a_connection_that_waits_for_an_answer_is_probed(reach: Reach, ask: Ask,
     connection = reach(silence_seconds=1000.0)
     sent = proxy.bytes_up
     answer = ask(connection, "SELECT pg_sleep(60)")
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while proxy.bytes_up == sent and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: proxy.bytes_up > sent, "the query on its way")
     proxy.drop()
-    try:
-        with pytest.raises(psycopg.OperationalError, match="timed out"):
-            answer.result(LIMIT_SECONDS)
-    finally:
-        proxy.heal()
+    given_up(answer, proxy, "timed out")
 
 
 def test_a_long_query_is_not_given_up(reach: Reach, ask: Ask, proxy: Proxy) -> None:
@@ -114,12 +105,7 @@ def test_a_backend_that_is_gone_ends_a_call(reach: Reach, ask: Ask, proxy: Proxy
     """The server answers, but knows nothing of this connection any more."""
     connection = reach()
     proxy.half_open("server")
-    answer = ask(connection, "SELECT 1")
-    try:
-        with pytest.raises(psycopg.OperationalError, match="no answer within"):
-            answer.result(LIMIT_SECONDS)
-    finally:
-        proxy.heal()
+    given_up(ask(connection, "SELECT 1"), proxy, "no answer within")
 
 
 async def test_a_cancelled_call_ends_at_once(reach: Reach, proxy: Proxy) -> None:
