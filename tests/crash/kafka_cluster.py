@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import random
-import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,16 +19,9 @@ from cdc.config import Config
 from cdc.embedded import Endpoints, Servers
 from cdc.kafka.offsets import open_consumer
 from tests.pipeline import DIMENSION, Record, Running, source, table_dump
+from tests.waiting import until
 
-SEED_VARIABLE = "CDC_CRASH_SEED"
 PROMISE_SECONDS = 60.0  # progress within a minute of the brokers' return
-
-
-def seeded() -> random.Random:
-    """Chance with its seed printed; the environment repeats a run."""
-    seed = int(os.environ.get(SEED_VARIABLE) or secrets.randbits(32))
-    print(f"{SEED_VARIABLE}={seed}")
-    return random.Random(seed)
 
 
 @contextmanager
@@ -161,8 +152,6 @@ async def progress_again(running: Running) -> float:
 async def assert_seen_once(config: Config, seen: Witness) -> list[Record]:
     """The witness saw exactly what the topic holds, each record once and in its order."""
     records = await table_dump(config)
-    deadline = time.monotonic() + PROMISE_SECONDS
-    while len(seen.records) < len(records) and time.monotonic() < deadline:
-        await asyncio.sleep(0.02)
+    await until(lambda: len(seen.records) >= len(records), f"all of {len(records)} records seen", PROMISE_SECONDS)
     assert seen.by_partition() == records, f"{len(seen.records)} seen, {len(records)} there"
     return records

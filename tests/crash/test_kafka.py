@@ -23,11 +23,11 @@ from tests.crash.kafka_cluster import (
     brokers,
     names,
     progress_again,
-    seeded,
     with_kafka,
     witness,
     writing,
 )
+from tests.crash.stores import seeded
 from tests.pipeline import MEMORIES, assert_equal_everywhere, assert_in_order, config_of, pipeline, source
 from tests.waiting import until
 
