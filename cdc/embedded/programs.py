@@ -16,6 +16,7 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from cdc.embedded import account as accounts
+from cdc.embedded import maven
 from cdc.errors import PreconditionError
 
 Provider = Literal["auto", "system", "wheels"]
@@ -106,12 +107,13 @@ def redis(provider: Provider) -> Program:
 def kafka(provider: Provider, report: Callable[[str], None]) -> Kafka:
     """Jars from the cache of this user, fetched by mvn when they are not there; raises PreconditionError."""
     runtime = java(provider)
-    jars = tuple(sorted(_jar_folder(report).glob("*.jar")))  # sorted: the class archive is bound to their order
+    version = kafka_version()
+    folder = maven.fetched(POM, cache_folder() / f"kafka-{version}", f"Kafka {version}", report)
+    jars = tuple(sorted(folder.glob("*.jar")))  # sorted: the class archive is bound to their order
     described = [f"{jar.name} {jar.stat().st_size} {jar.stat().st_mtime_ns}" for jar in jars]
     key = hashlib.sha256("\n".join([str(runtime), *described]).encode()).hexdigest()[:16]
-    folder = jars[0].parent
     archive = folder / f"classes-{key}.jsa" if os.access(folder, os.W_OK) and _has_base_archive(runtime) else None
-    return Kafka(runtime, jars, kafka_version(), archive)
+    return Kafka(runtime, jars, version, archive)
 
 
 def java(provider: Provider) -> Program:
@@ -200,32 +202,6 @@ def _describe_java(path: Path, origin: str) -> Program | None:
 def _has_base_archive(runtime: Program) -> bool:
     """A class archive builds upon the runtime's own, which small runtimes lack."""
     return any((runtime.path.parent.parent / "lib" / "server").glob("classes*.jsa"))
-
-
-def _jar_folder(report: Callable[[str], None]) -> Path:
-    version = kafka_version()
-    folder = cache_folder() / f"kafka-{version}"
-    if folder.exists():
-        return folder
-    maven = shutil.which("mvn")
-    if maven is None:
-        raise PreconditionError(
-            f"Kafka's jars are not in {folder}, and there is no mvn to fetch them",
-            hint=f"install Maven and run `make setup`, or copy the libs folder of Kafka {version} to {folder}",
-        )
-    report(f"Fetching Kafka {version}'s jars into {folder} with mvn, once")
-    draft = folder.with_name(f"{folder.name}.{os.getpid()}")
-    target = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={draft}"]
-    done = subprocess.run(
-        [maven, "-B", "-q", "-f", str(POM), *target], capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    if done.returncode != 0:
-        raise PreconditionError(
-            f"mvn could not fetch Kafka {version}'s jars: {(done.stdout + done.stderr).strip()[-2000:]}",
-            hint="see to the network, or to Maven's settings.xml",
-        )
-    draft.rename(folder)
-    return folder
 
 
 def _package(name: str) -> Path | None:
