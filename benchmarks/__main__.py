@@ -19,15 +19,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import faiss, latency, reader, redis, snapshot
+from benchmarks import faiss, latency, redis, snapshot, workloads
 from benchmarks.bench import Bench
-from benchmarks.measure import Comparison, Latency, machine
+from benchmarks.measure import Check, Comparison, Grid, Latency, Result, machine
 from benchmarks.plot import chart
 from cdc.embedded import Servers
 
-Run = Callable[[Bench], Awaitable[Sequence[Comparison | Latency]]]
+Run = Callable[[Bench], Awaitable[Sequence[Result]]]
 ALL: dict[str, Run] = {
-    "reader": reader.run, "snapshot": snapshot.run, "redis": redis.run, "faiss": faiss.run, "latency": latency.run,
+    "reader": workloads.usual, "workloads": workloads.star,
+    "snapshot": snapshot.run, "redis": redis.run, "faiss": faiss.run, "latency": latency.run,
 }  # fmt: skip
 SEED = 20260701
 KEPT = {"postgres": {"max_wal_size": "4GB"}}  # no checkpoint in the middle of a comparison
@@ -54,7 +55,8 @@ def main() -> int:
         options.json.write_text(json.dumps(document(about, flags, found), indent=1) + "\n")
     if options.plot and comparisons:
         options.plot.write_text(chart(comparisons))
-    return int(any(comparison.missed(quick=options.quick) for comparison in comparisons))
+    targets = [result for result in found if isinstance(result, Comparison | Check)]
+    return int(any(result.missed(quick=options.quick) for result in targets))
 
 
 def arguments() -> argparse.Namespace:
@@ -68,39 +70,57 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def measure(bench: Bench, names: Sequence[str]) -> list[Comparison | Latency]:
+async def measure(bench: Bench, names: Sequence[str]) -> list[Result]:
     """One after the other: they would disturb each other."""
-    found: list[Comparison | Latency] = []
+    found: list[Result] = []
     for name in names:
         found += await ALL[name](bench)
     return found
 
 
-def report(console: Console, found: Sequence[Comparison | Latency], *, quick: bool) -> None:
+def report(console: Console, found: Sequence[Result], *, quick: bool) -> None:
     """Tables for a person."""
     comparisons = Table(
-        "what", "ours", "bound", "bound again", "unit", "ratio", "aim", "noise", title="Against bare bounds"
+        "what", "ours", "bound", "bound again", "unit", "ratio", "target", "noise", title="Against bare bounds"
     )
     latencies = Table("what", "rows/s", "p50 ms", "p99 ms", "worst ms", "samples", title="Latency from commit")
     details = Table("what", "measure", "value", title="Details")
+    checks = Table("what", "value", "target", title="Targets")
     for result in found:
         if isinstance(result, Latency):
             numbers = (f"{value:.1f}" for value in (result.p50, result.p99, result.worst))
             latencies.add_row(result.name, str(result.rate), *numbers, str(result.samples))
-            continue
-        colour = "red" if result.missed(quick=quick) else "green"
-        rates = (f"{value:,.0f}" for value in (result.ours, *result.bounds))
-        aim = "" if result.aim is None else f"{result.aim:.2f}"
-        ratio = f"[{colour}]{result.ratio:.2f}[/{colour}]"
-        comparisons.add_row(result.name, *rates, result.unit, ratio, aim, f"±{result.noise:.0%}")
-        for measure, value in result.details.items():
-            details.add_row(result.name, measure.replace("_", " "), f"{value:,.2f}")
-    for table in (comparisons, details, latencies):
+        elif isinstance(result, Check):
+            value = coloured(f"{result.value:,.2f} {result.unit}", missed=result.missed(quick=quick))
+            checks.add_row(result.name, value, f"{'≤' if result.at_most else '≥'} {result.target:g}")
+        elif isinstance(result, Comparison):
+            rates = (f"{value:,.0f}" for value in (result.ours, *result.bounds))
+            ratio = coloured(f"{result.ratio:.2f}", missed=result.missed(quick=quick))
+            aim = "" if result.aim is None else f"≥ {result.aim:.2f}"
+            comparisons.add_row(result.name, *rates, result.unit, ratio, aim, f"±{result.noise:.0%}")
+            for measure, amount in result.details.items():
+                details.add_row(result.name, measure.replace("_", " "), f"{amount:,.2f}")
+    grids = [grid_table(result) for result in found if isinstance(result, Grid)]
+    for table in (comparisons, details, latencies, *grids, checks):
         if table.row_count:
             console.print(table)
 
 
-def document(about: dict[str, Any], flags: dict[str, Any], found: Sequence[Comparison | Latency]) -> dict[str, Any]:
+def coloured(text: str, *, missed: bool) -> str:
+    """Red for what missed its target."""
+    colour = "red" if missed else "green"
+    return f"[{colour}]{text}[/{colour}]"
+
+
+def grid_table(grid: Grid) -> Table:
+    """As it is."""
+    table = Table(*grid.columns, title=grid.title)
+    for row in grid.rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:,}" for value in row))
+    return table
+
+
+def document(about: dict[str, Any], flags: dict[str, Any], found: Sequence[Result]) -> dict[str, Any]:
     """The JSON: machine, flags and every figure."""
     return {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -108,6 +128,8 @@ def document(about: dict[str, Any], flags: dict[str, Any], found: Sequence[Compa
         "flags": flags,
         "comparisons": [result.record() for result in found if isinstance(result, Comparison)],
         "latencies": [result.record() for result in found if isinstance(result, Latency)],
+        "checks": [result.record() for result in found if isinstance(result, Check)],
+        "grids": [result.record() for result in found if isinstance(result, Grid)],
     }
 
 

@@ -64,6 +64,41 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A figure that has a target: `value` is to be at most (or, else, at least) `target`, both in `unit`."""
+
+    name: str
+    value: float
+    target: float
+    unit: str = "×"
+    at_most: bool = True
+
+    def missed(self, *, quick: bool) -> bool:
+        """True on the wrong side of the target; few rows get tolerance."""
+        value = self.value
+        if quick:
+            value *= 1 - QUICK_TOLERANCE if self.at_most else 1 / (1 - QUICK_TOLERANCE)
+        return value > self.target if self.at_most else value < self.target
+
+    def record(self) -> dict[str, Any]:
+        """For the JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Figures without a target, as a table."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float, ...], ...]
+
+    def record(self) -> dict[str, Any]:
+        """For the JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Latency:
     """Milliseconds from commit until a row was seen somewhere, at a rate of rows a second."""
 
@@ -77,6 +112,9 @@ class Latency:
     def record(self) -> dict[str, Any]:
         """For the JSON."""
         return asdict(self)
+
+
+Result = Comparison | Check | Grid | Latency
 
 
 def latency(name: str, rate: int, seconds: Sequence[float]) -> Latency:

@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 DIMENSION = 384  # of the usual small sentence models
-ROWS_A_TRANSACTION = 100
+SMALL, USUAL, LARGE = 2, 8, 49  # md5 sums of 32 characters: rows of about 100 bytes, 300 bytes and 1.6 kB
 
 NOTES = "public.notes"
-# 8 md5 are 256 characters, with the other columns about 300 bytes a row, and no gift to the compression
 _NOTES = """
 CREATE TABLE public.notes (
     id bigint PRIMARY KEY, user_id text NOT NULL, content text NOT NULL, importance real,
-    created_at timestamptz NOT NULL
+    created_at timestamptz NOT NULL{embedding}
 )"""
+# md5 sums are no gift to the compression; `id IS NOT NULL` ties a vector to its row: else all would get the same one
 _NOTE_ROWS = """
 SELECT id, 'user-' || id % 1000,
-       (SELECT string_agg(md5({seed} || ':' || id || ':' || part), '') FROM generate_series(1, 8) part),
-       (id % 100) / 100.0, timestamptz '2026-01-01 00:00:00+00' + id * interval '1 second'
-FROM generate_series({first}::bigint, {last}::bigint) id
+       (SELECT string_agg(md5({seed} || ':' || id || ':' || part), '') FROM generate_series(1, {sums}) part),
+       (id % 100) / 100.0, timestamptz '2026-01-01 00:00:00+00' + id * interval '1 second'{embedding}
+FROM generate_series({first}, {last}) id
 """
+_VECTOR = f"(SELECT array_agg((random() * 2 - 1)::real) FROM generate_series(1, {DIMENSION}) WHERE id IS NOT NULL)"
 
 MEMORIES = "public.memories"
 _MEMORIES = """
 CREATE TABLE {name} (id bigint PRIMARY KEY, user_id text NOT NULL, content text NOT NULL, embedding real[] NOT NULL)
 """
-# `id IS NOT NULL` ties the inner query to the row: else PostgreSQL would compute one vector for all
-_MEMORY_ROWS = """
-SELECT id, 'user-' || id % 1000, md5({seed} || ':' || id),
-       (SELECT array_agg((random() * 2 - 1)::real) FROM generate_series(1, {dimension}) WHERE id IS NOT NULL)
-FROM generate_series(1, {rows}::bigint) id
+_MEMORY_ROWS = f"""
+SELECT id, 'user-' || id % 1000, md5({{seed}} || ':' || id), {_VECTOR}
+FROM generate_series(1, {{rows}}::bigint) id
 """
 
 
@@ -66,24 +67,80 @@ def connect(dsn: str) -> psycopg.Connection:
     return connection
 
 
-def create_notes(connection: psycopg.Connection) -> None:
-    """Rows of about 300 bytes."""
-    connection.execute(_NOTES)
+@dataclass(frozen=True)
+class Load:
+    """Changes of `public.notes`: how many, of which rows, in which transactions, by how many writers at once.
+
+    `mixed`: of each ten changes six are inserts, three updates and one a delete; by one writer, 10·n a transaction.
+    """
+
+    name: str
+    changes: int
+    sums: int = USUAL
+    vector: bool = False
+    mixed: bool = False
+    transaction: int = 100
+    writers: int = 1
+
+    @property
+    def deletes(self) -> int:
+        """Of all changes."""
+        return self.changes // 10 if self.mixed else 0
+
+    @property
+    def inserts(self) -> int:
+        """Of a transaction."""
+        return self.transaction * 6 // 10 if self.mixed else self.transaction
 
 
-def fill_notes(connection: psycopg.Connection, rows: int, seed: int) -> None:
+def create_notes(connection: psycopg.Connection, *, vector: bool = False) -> None:
+    """An empty table; with `vector` a column more."""
+    connection.execute(_NOTES.format(embedding=", embedding real[] NOT NULL" if vector else ""))
+
+
+def fill_notes(connection: psycopg.Connection, rows: int, seed: int, sums: int = USUAL) -> None:
     """All in one transaction: for snapshots."""
-    values = sql.SQL(_NOTE_ROWS).format(first=sql.Literal(1), last=sql.Literal(rows), seed=sql.Literal(str(seed)))
-    connection.execute(sql.SQL("INSERT INTO public.notes {}").format(values))
+    connection.execute(f"INSERT INTO public.notes {_rows('1', str(rows), seed, Load('', rows, sums))}")
     connection.execute("VACUUM ANALYZE public.notes")
 
 
-def write_notes(connection: psycopg.Connection, rows: int, seed: int) -> None:
-    """In transactions of 100 rows: for the stream."""
-    values = _NOTE_ROWS.format(first="batch", last=f"batch + {ROWS_A_TRANSACTION - 1}", seed=f"'{seed}'")
-    connection.execute(
-        f"DO $$ BEGIN FOR batch IN 1..{rows} BY {ROWS_A_TRANSACTION} LOOP"
-        f" INSERT INTO public.notes {values}; COMMIT; END LOOP; END $$"
+def prepare_notes(connection: psycopg.Connection, load: Load, seed: int) -> None:
+    """The table, and what the first transaction of mixed changes updates and deletes; to be done before a slot is."""
+    create_notes(connection, vector=load.vector)
+    if load.mixed:
+        connection.execute(f"INSERT INTO public.notes {_rows(str(1 - load.inserts), '0', seed, load)}")
+
+
+def write_notes(dsn: str, load: Load, seed: int) -> None:
+    """Makes the changes, into the log, for the stream."""
+    number = load.changes // load.transaction
+    shares = [range(n * number // load.writers, (n + 1) * number // load.writers) for n in range(load.writers)]
+    with ThreadPoolExecutor(load.writers) as pool:
+        for done in [pool.submit(_write, dsn, load, share, seed) for share in shares]:
+            done.result()
+
+
+def _write(dsn: str, load: Load, share: range, seed: int) -> None:
+    """The transactions of one writer; those of mixed changes touch rows of the transaction before."""
+    inserts, updates, deletes = load.inserts, load.transaction * 3 // 10, load.transaction // 10
+    steps = [f"INSERT INTO public.notes {_rows(f't * {inserts} + 1', f'(t + 1) * {inserts}', seed, load)}"]
+    if load.mixed:
+        here = f"t::bigint * {inserts}"
+        steps.append(
+            f"UPDATE public.notes SET content = reverse(content) WHERE id > {here} - {updates} AND id <= {here}"
+        )
+        steps.append(f"DELETE FROM public.notes WHERE id > {here} - {inserts} AND id <= {here} - {inserts - deletes}")
+    with connect(dsn) as connection:
+        connection.execute("SELECT setseed(%s)", [1 / (1 + seed)])
+        connection.execute(
+            f"DO $$ BEGIN FOR t IN {share.start}..{share.stop - 1} LOOP {'; '.join(steps)}; COMMIT; END LOOP; END $$"
+        )
+
+
+def _rows(first: str, last: str, seed: int, load: Load) -> str:
+    embedding = f", {_VECTOR}" if load.vector else ""
+    return _NOTE_ROWS.format(
+        first=f"({first})::bigint", last=f"({last})::bigint", seed=f"'{seed}'", sums=load.sums, embedding=embedding
     )
 
 
@@ -94,9 +151,7 @@ def create_memories(connection: psycopg.Connection, name: str = MEMORIES) -> Non
 
 def fill_memories(connection: psycopg.Connection, rows: int, seed: int, name: str = MEMORIES) -> None:
     """Vectors of 384 random floats; the seed decides them, because one session draws them in order."""
-    values = sql.SQL(_MEMORY_ROWS).format(
-        seed=sql.Literal(str(seed)), dimension=sql.Literal(DIMENSION), rows=sql.Literal(rows)
-    )
+    values = sql.SQL(_MEMORY_ROWS).format(seed=sql.Literal(str(seed)), rows=sql.Literal(rows))
     connection.execute("SELECT setseed(%s)", [1 / (1 + seed)])
     connection.execute("SET max_parallel_workers_per_gather = 0")
     connection.execute(sql.SQL("INSERT INTO {} {}").format(sql.Identifier(*name.split(".")), values))

@@ -32,10 +32,13 @@ async def committed_reader(config: Config) -> AsyncIterator[AIOKafkaConsumer]:
         await consumer.stop()
 
 
-async def arrival(config: Config, table: str, rows: int, look: Callable[[], Any]) -> Sample:
+async def arrival(
+    config: Config, table: str, rows: int, look: Callable[[], Any], on_growth: Callable[[Sample], Any] | None = None
+) -> Sample:
     """Waits until `rows` records of a table are readable; when the last one became so, and their count by reading.
 
-    What is watched are the ends for readers of committed records. They count Kafka's own marks too, hence the count.
+    What is watched are the ends for readers of committed records, each told to `on_growth` when they moved. They count
+    Kafka's own marks too, hence the count.
     """
     topic = config.kafka.table_topic(*table.split("."))
     partitions = [TopicPartition(topic, number) for number in range(config.kafka.partitions)]
@@ -48,6 +51,8 @@ async def arrival(config: Config, table: str, rows: int, look: Callable[[], Any]
             clock = time.monotonic()
             if now != end:
                 end, moved = now, clock
+                if on_growth is not None:
+                    on_growth(Sample(moved, end))
             elif end >= rows and clock > moved + STILL_SECONDS:
                 return Sample(moved, await count(consumer, partitions))
             elif clock > moved + PATIENCE_SECONDS:
