@@ -16,11 +16,12 @@ from typing import cast
 
 import psycopg
 
-from cdc.embedded import Servers
+from cdc.config import Config
+from cdc.embedded import Endpoints, Servers
 from cdc.embedded.folder import Folder
 from cdc.embedded.postgres import Postgres
 from cdc.position import parse_lsn
-from tests.pipeline import MEMORIES
+from tests.pipeline import MEMORIES, config_of
 from tests.waiting import until
 
 
@@ -115,6 +116,13 @@ class Cluster:
         spare.port = self.server.port
         self.server = spare
         await self.start()
+
+
+def prepared(servers: Endpoints, cluster: Cluster, folder: Path) -> Config:
+    """A config over the cluster, with an empty table."""
+    config = config_of(servers, cluster.dsn, folder)
+    cluster.empty_table()
+    return config
 
 
 def _copy(old: Path, new: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
@@ -70,6 +71,14 @@ def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "SLOT_SECONDS", 0.3)
 
 
+class Altering(NamedTuple):
+    """A pipeline, and the session that alters its table."""
+
+    config: Config
+    running: Running
+    connection: psycopg.Connection
+
+
 def begun(servers: Endpoints, dsn: str, folder: Path, plugin: str) -> Config:
     if plugin != servers.plugin == "pgoutput":
         pytest.skip("this PostgreSQL has no wal2json")
@@ -78,6 +87,16 @@ def begun(servers: Endpoints, dsn: str, folder: Path, plugin: str) -> Config:
         connection.execute(MEMORIES)
         connection.execute(PUT.format(1, 40))
     return config
+
+
+@asynccontextmanager
+async def altering(servers: Endpoints, dsn: str, folder: Path, plugin: str) -> AsyncIterator[Altering]:
+    """All of it has caught up with the table's first rows."""
+    config = begun(servers, dsn, folder, plugin)
+    async with pipeline(config) as running:
+        await running.caught_up()
+        with source(config) as connection:
+            yield Altering(config, running, connection)
 
 
 def touch(connection: psycopg.Connection[Any], round: int) -> None:
@@ -116,19 +135,24 @@ async def differences(running: Running, columns: Columns) -> list[str]:
 
 
 async def settled(running: Running, columns: Columns) -> None:
-    """Until everything is equal; what does not become so is told."""
-    last: list[str] = []
+    """Until everything is equal."""
+    await nothing_found(running, lambda: differences(running, columns))
 
-    async def equal() -> bool:
-        nonlocal last
+
+async def nothing_found(running: Running, look: Callable[[], Awaitable[Collection[str]]]) -> None:
+    """Until a look at stores that have caught up finds nothing; what it finds for ever is told."""
+    found: Collection[str] = ()
+
+    async def nothing() -> bool:
+        nonlocal found
         await running.caught_up()
-        last = await differences(running, columns)
-        return not last
+        found = await look()
+        return not found
 
     try:
-        await until(equal, "equality")
+        await until(nothing, "equality")
     except BaseException:
-        print(f"different: {last}")
+        print(f"different: {found}")
         raise
 
 
@@ -137,22 +161,19 @@ async def test_tables_altered_while_rows_wait_and_come(
     servers: Endpoints, dsn: str, tmp_path: Path, plugin: str
 ) -> None:
     """Every second change meets a running reader, the others one that has to catch up."""
-    config = begun(servers, dsn, tmp_path, plugin)
     columns: dict[str, str] = dict(COLUMNS)
-    async with pipeline(config) as running:
-        await running.caught_up()
-        with source(config) as connection:
-            for round, (statement, after) in enumerate(CHANGES, 1):
-                if round % 2:
-                    await running.source.stop()
-                await asyncio.to_thread(touch, connection, round)
-                connection.execute(statement.encode())
-                await asyncio.to_thread(touch, connection, round + 50)
-                columns = {name: kind for name, kind in {**columns, **after}.items() if kind is not None}
-                if round % 2:
-                    running.source = ReaderTask(config)
-                print(statement)
-                await settled(running, columns)
+    async with altering(servers, dsn, tmp_path, plugin) as (config, running, connection):
+        for round, (statement, after) in enumerate(CHANGES, 1):
+            if round % 2:
+                await running.source.stop()
+            await asyncio.to_thread(touch, connection, round)
+            connection.execute(statement.encode())
+            await asyncio.to_thread(touch, connection, round + 50)
+            columns = {name: kind for name, kind in {**columns, **after}.items() if kind is not None}
+            if round % 2:
+                running.source = ReaderTask(config)
+            print(statement)
+            await settled(running, columns)
 
 
 REKEY = """
@@ -174,25 +195,22 @@ def opened(config: Config) -> list[str]:
 @pytest.mark.parametrize("plugin", ["wal2json", "pgoutput"])
 async def test_another_primary_key(servers: Endpoints, dsn: str, tmp_path: Path, plugin: str) -> None:
     """While the pipeline runs, then while the reader is away: both stores follow, and a rebuild is equal too."""
-    config = begun(servers, dsn, tmp_path, plugin)
-    async with pipeline(config) as running:
+    async with altering(servers, dsn, tmp_path, plugin) as (config, running, connection):
+        connection.execute("CREATE SEQUENCE numbers START 5000")
+        await asyncio.to_thread(touch, connection, 1)
         await running.caught_up()
-        with source(config) as connection:
-            connection.execute("CREATE SEQUENCE numbers START 5000")
-            await asyncio.to_thread(touch, connection, 1)
-            await running.caught_up()
-            connection.execute(REKEY.encode())
-            await asyncio.to_thread(touch, connection, 2)
-            await same_keys(running, "number")
-            await asyncio.to_thread(touch, connection, 3)
-            await running.caught_up()
-            await running.source.stop()
-            connection.execute("ALTER TABLE memories DROP CONSTRAINT memories_pkey, ADD PRIMARY KEY (id)")
-            await asyncio.to_thread(touch, connection, 4)
-            running.source = ReaderTask(config)
-            await same_keys(running, "id")
-            await asyncio.to_thread(touch, connection, 5)
-            await same_keys(running, "id")
+        connection.execute(REKEY.encode())
+        await asyncio.to_thread(touch, connection, 2)
+        await same_keys(running, "number")
+        await asyncio.to_thread(touch, connection, 3)
+        await running.caught_up()
+        await running.source.stop()
+        connection.execute("ALTER TABLE memories DROP CONSTRAINT memories_pkey, ADD PRIMARY KEY (id)")
+        await asyncio.to_thread(touch, connection, 4)
+        running.source = ReaderTask(config)
+        await same_keys(running, "id")
+        await asyncio.to_thread(touch, connection, 5)
+        await same_keys(running, "id")
         for store in (running.memory, running.index):
             elsewhere: Any = type(store)(config)
             report = await rebuild(config, elsewhere, live=store)
@@ -205,26 +223,23 @@ async def test_another_primary_key(servers: Endpoints, dsn: str, tmp_path: Path,
 
 
 async def same_keys(running: Running, column: str) -> None:
-    """Both stores hold the table's rows under the key they have now, and nothing else."""
+    """Until both stores hold the table's rows under the key they have now, and nothing else."""
+    await nothing_found(running, lambda: other_keys(running, column))
+
+
+async def other_keys(running: Running, column: str) -> dict[str, list[str]]:
+    """Keys that are too many or too few, by store."""
     query = f"SELECT {column} FROM memories"
-    last: dict[str, Any] = {}
-
-    async def equal() -> bool:
-        await running.caught_up()
-        with source(running.config) as connection:
-            expected = sorted(
-                json.dumps({column: value}, separators=(",", ":")) for (value,) in connection.execute(query.encode())
-            )
-        for name, store in (("redis", running.memory), ("faiss", running.index)):
-            last[name] = sorted([key.decode() async for key, _ in store.scan("public", "memories")])
-        last["expected"] = expected
-        return last["redis"] == expected == last["faiss"]
-
-    try:
-        await until(equal, f"rows under {column}")
-    except BaseException:
-        print({name: keys[:5] for name, keys in last.items()}, {name: len(keys) for name, keys in last.items()})
-        raise
+    with source(running.config) as connection:
+        expected = {
+            json.dumps({column: value}, separators=(",", ":")) for (value,) in connection.execute(query.encode())
+        }
+    found = {}
+    for name, store in (("Redis", running.memory), ("index", running.index)):
+        held = {key.decode() async for key, _ in store.scan("public", "memories")}
+        if held != expected:
+            found[name] = sorted(held ^ expected)
+    return found
 
 
 async def refused(config: Config) -> CdcError:
@@ -237,67 +252,55 @@ async def refused(config: Config) -> CdcError:
 
 async def test_taken_out_of_the_publication(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
     """What was written meanwhile passes unseen; the table is put back and read again."""
-    config = begun(servers, dsn, tmp_path, "pgoutput")
-    async with pipeline(config) as running:
-        await running.caught_up()
-        with source(config) as connection:
-            name = config.postgres.publication
-            connection.execute(f"ALTER PUBLICATION {name} DROP TABLE memories".encode())
-            await asyncio.to_thread(touch, connection, 1)
-            await settled(running, COLUMNS)
-            await running.source.stop()
-            connection.execute(f"ALTER PUBLICATION {name} DROP TABLE memories".encode())
-            await asyncio.to_thread(touch, connection, 2)
-            connection.execute(f"ALTER PUBLICATION {name} ADD TABLE memories".encode())
-            running.source = ReaderTask(config)
-            await settled(running, COLUMNS)
+    async with altering(servers, dsn, tmp_path, "pgoutput") as (config, running, connection):
+        name = config.postgres.publication
+        connection.execute(f"ALTER PUBLICATION {name} DROP TABLE memories".encode())
+        await asyncio.to_thread(touch, connection, 1)
+        await settled(running, COLUMNS)
+        await running.source.stop()
+        connection.execute(f"ALTER PUBLICATION {name} DROP TABLE memories".encode())
+        await asyncio.to_thread(touch, connection, 2)
+        connection.execute(f"ALTER PUBLICATION {name} ADD TABLE memories".encode())
+        running.source = ReaderTask(config)
+        await settled(running, COLUMNS)
 
 
 async def test_a_publication_that_leaves_out_changes(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
-    config = begun(servers, dsn, tmp_path, "pgoutput")
-    async with pipeline(config) as running:
-        await running.caught_up()
-        with source(config) as connection:
-            name = config.postgres.publication
-            connection.execute(f"ALTER PUBLICATION {name} SET (publish = 'insert')".encode())
-            await asyncio.to_thread(touch, connection, 1)
-            with pytest.raises(CdcError, match="leaves out a kind of change") as caught:
-                await asyncio.wait_for(running.source.task, LIMIT_SECONDS)
-            remedy = caught.value.hint.split(", then")[0]
-            connection.execute(remedy.encode())
-            running.source = ReaderTask(config)
-            await settled(running, COLUMNS)
+    async with altering(servers, dsn, tmp_path, "pgoutput") as (config, running, connection):
+        name = config.postgres.publication
+        connection.execute(f"ALTER PUBLICATION {name} SET (publish = 'insert')".encode())
+        await asyncio.to_thread(touch, connection, 1)
+        with pytest.raises(CdcError, match="leaves out a kind of change") as caught:
+            await asyncio.wait_for(running.source.task, LIMIT_SECONDS)
+        remedy = caught.value.hint.split(", then")[0]
+        connection.execute(remedy.encode())
+        running.source = ReaderTask(config)
+        await settled(running, COLUMNS)
 
 
 async def test_a_publication_that_is_gone(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
     """Rows written while there was none cannot be decoded; a resync reads the tables instead."""
-    config = begun(servers, dsn, tmp_path, "pgoutput")
-    async with pipeline(config) as running:
-        await running.caught_up()
+    async with altering(servers, dsn, tmp_path, "pgoutput") as (config, running, connection):
         await running.source.stop()
-        with source(config) as connection:
-            connection.execute(f"DROP PUBLICATION {config.postgres.publication}".encode())
-            await asyncio.to_thread(touch, connection, 1)
-            error = await refused(config)
-            assert "cdc resync" in error.hint
-            await resync(config)
-            running.source = ReaderTask(config)
-            await settled(running, COLUMNS)
+        connection.execute(f"DROP PUBLICATION {config.postgres.publication}".encode())
+        await asyncio.to_thread(touch, connection, 1)
+        error = await refused(config)
+        assert "cdc resync" in error.hint
+        await resync(config)
+        running.source = ReaderTask(config)
+        await settled(running, COLUMNS)
 
 
 @pytest.mark.parametrize("plugin", ["wal2json", "pgoutput"])
 async def test_a_replica_identity_that_tells_nothing(servers: Endpoints, dsn: str, tmp_path: Path, plugin: str) -> None:
     """The reader stops with the statement that mends it, and then reads the table again."""
-    config = begun(servers, dsn, tmp_path, plugin)
-    async with pipeline(config) as running:
-        await running.caught_up()
-        with source(config) as connection:
-            connection.execute("ALTER TABLE memories REPLICA IDENTITY NOTHING")
-            connection.execute(PUT.format(200, 205))
-            if plugin == "wal2json":  # pgoutput's publication has PostgreSQL refuse it
-                connection.execute("DELETE FROM memories WHERE id < 5")
-            with pytest.raises(CdcError, match="would be lost") as caught:
-                await asyncio.wait_for(running.source.task, LIMIT_SECONDS)
-            connection.execute(caught.value.hint.split(";")[0].encode())
-            running.source = ReaderTask(config)
-            await settled(running, COLUMNS)
+    async with altering(servers, dsn, tmp_path, plugin) as (config, running, connection):
+        connection.execute("ALTER TABLE memories REPLICA IDENTITY NOTHING")
+        connection.execute(PUT.format(200, 205))
+        if plugin == "wal2json":  # pgoutput's publication has PostgreSQL refuse it
+            connection.execute("DELETE FROM memories WHERE id < 5")
+        with pytest.raises(CdcError, match="would be lost") as caught:
+            await asyncio.wait_for(running.source.task, LIMIT_SECONDS)
+        connection.execute(caught.value.hint.split(";")[0].encode())
+        running.source = ReaderTask(config)
+        await settled(running, COLUMNS)

@@ -6,8 +6,8 @@ Each is refused before anything of it is written, says what was lost, and is men
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -18,14 +18,13 @@ from cdc.errors import GapError, PreconditionError
 from cdc.kafka.progress import read_progress
 from cdc.reader import Reader
 from cdc.resync import resync
-from tests.crash.cluster import Cluster
+from tests.crash.cluster import Cluster, prepared
 from tests.pipeline import (
     MEMORIES,
     ReaderTask,
     Running,
     assert_equal_everywhere,
     assert_in_order,
-    config_of,
     pipeline,
     source,
     table_dump,
@@ -38,27 +37,20 @@ SELECT n, %s::text, array[n,0,0,0,0,0,0,1] FROM generate_series(%s::int, %s::int
 """
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("history"))
-    try:
-        yield made
-    finally:
-        made.erase()
-
-
 def change(config: Config, content: str, first: int, last: int) -> None:
     """Inserts rows."""
     with source(config) as connection:
         connection.execute(ROWS.encode(), [content, first, last])
 
 
-def prepared(servers: Endpoints, cluster: Cluster, folder: Path) -> Config:
-    """A config over the cluster, with a table of 40 rows."""
-    config = config_of(servers, cluster.dsn, folder)
-    cluster.empty_table()
+@asynccontextmanager
+async def following(servers: Endpoints, cluster: Cluster, folder: Path) -> AsyncIterator[Running]:
+    """A pipeline over the cluster that has caught up with 40 rows."""
+    config = prepared(servers, cluster, folder)
     change(config, "first", 1, 40)
-    return config
+    async with pipeline(config) as running:
+        await running.caught_up()
+        yield running
 
 
 async def refused(config: Config, words: str, running: Running | None = None) -> GapError:
@@ -85,9 +77,8 @@ async def mended(running: Running) -> None:
 
 async def test_files_put_back(servers: Endpoints, cluster: Cluster, tmp_path: Path) -> None:
     """Same system, same timeline, a slot with an earlier place: positions come again with other content."""
-    config = prepared(servers, cluster, tmp_path)
-    async with pipeline(config) as running:
-        await running.caught_up()
+    async with following(servers, cluster, tmp_path) as running:
+        config = running.config
         copy = await cluster.saved()
         change(config, "lost", 41, 80)
         await running.caught_up()
@@ -107,9 +98,8 @@ async def test_files_put_back(servers: Endpoints, cluster: Cluster, tmp_path: Pa
 
 async def test_files_put_back_where_no_row_was_lost_go_on(servers: Endpoints, cluster: Cluster, tmp_path: Path) -> None:
     """The files of the very end: nothing is between, and so nothing is refused."""
-    config = prepared(servers, cluster, tmp_path)
-    async with pipeline(config) as running:
-        await running.caught_up()
+    async with following(servers, cluster, tmp_path) as running:
+        config = running.config
         await running.source.stop()
         copy = await cluster.saved()
         change(config, "unseen", 41, 50)
@@ -123,9 +113,8 @@ async def test_files_put_back_where_no_row_was_lost_go_on(servers: Endpoints, cl
 async def test_a_standby_is_refused_until_and_after_its_promotion(
     servers: Endpoints, cluster: Cluster, tmp_path: Path
 ) -> None:
-    config = prepared(servers, cluster, tmp_path)
-    async with pipeline(config) as running:
-        await running.caught_up()
+    async with following(servers, cluster, tmp_path) as running:
+        config = running.config
         standby = await asyncio.to_thread(cluster.base_backup, "standby", "-R")
         await asyncio.to_thread(standby.start)
         postgres = config.postgres.model_copy(update={"dsn": standby.dsn})
@@ -149,9 +138,8 @@ async def test_a_standby_is_refused_until_and_after_its_promotion(
 
 
 async def test_recovered_to_an_earlier_point(servers: Endpoints, cluster: Cluster, tmp_path: Path) -> None:
-    config = prepared(servers, cluster, tmp_path)
-    async with pipeline(config) as running:
-        await running.caught_up()
+    async with following(servers, cluster, tmp_path) as running:
+        config = running.config
         earlier = await asyncio.to_thread(cluster.base_backup, "earlier")
         change(config, "kept", 41, 50)
         cluster.query("SELECT pg_create_restore_point('spot')")
@@ -172,9 +160,8 @@ async def test_recovered_to_an_earlier_point(servers: Endpoints, cluster: Cluste
 
 
 async def test_another_cluster_or_database(servers: Endpoints, cluster: Cluster, tmp_path: Path) -> None:
-    config = prepared(servers, cluster, tmp_path)
-    async with pipeline(config) as running:
-        await running.caught_up()
+    async with following(servers, cluster, tmp_path) as running:
+        config = running.config
         await running.source.stop()
         with closing(source(config.model_copy(update={"postgres": admin(config)}))) as connection:
             connection.execute("DROP DATABASE memories WITH (FORCE)")

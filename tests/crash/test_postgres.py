@@ -22,13 +22,12 @@ from prometheus_client import REGISTRY
 
 from cdc.config import Config
 from cdc.embedded import Endpoints
-from tests.crash.cluster import Cluster
+from tests.crash.cluster import Cluster, prepared
 from tests.crash.stores import seeded
 from tests.pipeline import (
     Running,
     assert_equal_everywhere,
     assert_in_order,
-    config_of,
     pipeline,
     source,
 )
@@ -38,22 +37,6 @@ ROUNDS = int(os.environ.get("CDC_CRASH_ROUNDS", "2"))
 MOUNT_BYTES = 224 << 20
 ROOM_BYTES = 20 << 20  # left on the full disk: one more segment of WAL (16 MiB), and not two
 SEGMENT_BYTES = 16 << 20
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("crashing"))
-    try:
-        yield made
-    finally:
-        made.erase()
-
-
-def prepared(servers: Endpoints, cluster: Cluster, folder: Path) -> Config:
-    """A config over the cluster, with an empty table."""
-    config = config_of(servers, cluster.dsn, folder)
-    cluster.empty_table()
-    return config
 
 
 class Writer:
