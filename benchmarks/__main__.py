@@ -31,13 +31,14 @@ ALL: dict[str, Run] = {
     "snapshot": snapshot.run, "redis": redis.run, "faiss": faiss.run, "latency": latency.run,
 }  # fmt: skip
 SEED = 20260701
+WIDTH = 140  # characters of a table in a file
 KEPT = {"postgres": {"max_wal_size": "4GB"}}  # no checkpoint in the middle of a comparison
 
 
 def main() -> int:
     """Everything; returns the exit code."""
     options = arguments()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers and programs under test end with us
     with tempfile.TemporaryDirectory(prefix="cdc-bench-") as folder:
         servers = Servers(Path(folder) / "servers", settings=KEPT)

@@ -1,64 +1,96 @@
-"""A stretch of the log drained by an engine into Kafka, and by `pg_recvlogical` into nothing: the same for all.
+"""A stretch of the log drained by an engine into Kafka: the same for every engine and every load.
 
-The changes are in the log before the program starts. Rates are those of the running program: for an engine between the
-first records that committed readers see and the last (counted by reading), for the bound from the moment the server
-streams until pg_recvlogical has received the end. Start-up is told apart.
+The changes are in the log before the program starts. Its start-up and warm-up are left out for all alike: rates and CPU
+time are those between the moments when 25 % and 100 % of the records were readable for consumers of committed records;
+the whole time is told beside them. Afterwards the topic is read: nothing may be missing, and of who promises to deliver
+exactly once nothing may be there twice.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
+from aiokafka import TopicPartition
 
 from benchmarks import topic
 from benchmarks.bench import Bench, require, wait_for_slot
 from benchmarks.engine import Engine, Lane
-from benchmarks.measure import Sample, rate
+from benchmarks.measure import Sample
 from benchmarks.source import Load
+
+WARM = 0.25  # of the records
+MB = 1e6
 
 
 @dataclass(frozen=True)
 class Drained:
-    """`rate` in changes a second; `startup`: seconds until the server streamed; `seconds`: from then to the last."""
+    """`rate`: changes a second; `cpu`: seconds a million changes, of the program and all it started, `cpu_whole` the same
+    with the warm-up (of few rows much is done before the first are readable, so that `cpu` is low); `peak`: bytes
+    resident; `startup`: seconds until the server streamed; `seconds`: from its start until everything was readable."""
 
     rate: float
-    cpu_seconds: float
-    peak_bytes: int
+    cpu: float
+    cpu_whole: float
+    peak: int
     startup: float
     seconds: float
-    changes: int
-
-    @property
-    def cpu_per_million(self) -> float:
-        """CPU seconds of the program and all it started, a million changes."""
-        return self.cpu_seconds / self.changes * 1e6
+    records: int
 
     def details(self) -> dict[str, float]:
         """For a table."""
         return {
-            "cpu_seconds_per_million_rows": self.cpu_per_million,
-            "peak_mib": self.peak_bytes / (1 << 20),
+            "cpu_seconds_per_million_rows": self.cpu_whole,
+            "cpu_after_warm_up": self.cpu,
+            "peak_mb": self.peak / MB,
             "startup_seconds": self.startup,
             "seconds": self.seconds,
         }
 
 
 async def drain(bench: Bench, connection: psycopg.Connection, engine: Engine, lane: Lane, load: Load) -> Drained:
-    """Runs an engine until all changes of the load are readable; none may be missing, and of who promises to deliver
-    exactly once none may be there twice."""
+    """Runs an engine from its start until all changes of the load are readable."""
     records = load.changes + (engine.delete_records - 1) * load.deletes
-    samples: list[Sample] = []
     spawned = time.monotonic()
     with engine.running(bench, lane) as running:
         started = wait_for_slot(connection, lane.slot, running.child)
-        idle = running.cpu_seconds()
-        found = await topic.arrival(lane.config, lane.table, records, running.look, samples.append)
-        cpu, peak = running.cpu_seconds() - idle, running.peak_bytes()
+        seen = [(Sample(started, 0), running.cpu_seconds())]
+        found = await topic.arrival(
+            lane.config, lane.table, records, running.look, lambda sample: seen.append((sample, running.cpu_seconds()))
+        )
+        peak = running.peak_bytes()
     right = found.rows == records or (found.rows > records and engine.delivery != "exactly once")
     require(right, f"{engine.name}: {found.rows} records in the topic, not {records}")
-    seconds = found.seconds - started
-    share = load.changes / records  # a delete may be two records
-    steady = share * rate(samples) if len(samples) > 2 else load.changes / seconds
-    return Drained(steady, cpu, peak, started - spawned, seconds, load.changes)
+    if not load.mixed:
+        require(await distinct_keys(lane) == load.changes, f"{engine.name}: rows are missing in the topic")
+    rate, cpu = after_warm_up(seen, load.changes)
+    whole = (seen[-1][1] - seen[0][1]) / load.changes * 1e6
+    return Drained(rate, cpu, whole, peak, started - spawned, found.seconds - spawned, found.rows)
+
+
+def after_warm_up(seen: Sequence[tuple[Sample, float]], changes: int) -> tuple[float, float]:
+    """Changes a second and CPU seconds a million changes, between the first look that saw a quarter and the last.
+
+    `seen` holds a topic's ends with the CPU seconds spent so far. Ends count Kafka's own marks and tombstones too,
+    evenly spread, so that the last end stands for all `changes`. When everything came at once, since the first entry.
+    """
+    end = seen[-1][0].rows
+    warm = next(place for place, (sample, _) in enumerate(seen) if sample.rows >= WARM * end)
+    (first, before), (last, after) = seen[warm if warm < len(seen) - 1 else 0], seen[-1]
+    done = (last.rows - first.rows) / end * changes
+    return done / (last.seconds - first.seconds), (after - before) / done * 1e6
+
+
+async def distinct_keys(lane: Lane) -> int:
+    """Of the topic, by reading it."""
+    partitions = [TopicPartition(name, number) for name in lane.topics for number in range(lane.partitions)]
+    keys: set[bytes] = set()
+    async with topic.committed_reader(lane.config) as consumer:
+        ends = await consumer.end_offsets(partitions)
+        consumer.assign(partitions)
+        while any([await consumer.position(partition) < end for partition, end in ends.items()]):
+            for messages in (await consumer.getmany(timeout_ms=topic.POLL_MS)).values():
+                keys.update(message.key for message in messages)
+    return len(keys)

@@ -15,7 +15,7 @@ import psycopg
 
 from benchmarks import source
 from benchmarks.bench import Bench, timed
-from benchmarks.drain import Drained, drain
+from benchmarks.drain import MB, Drained, drain
 from benchmarks.engine import Engine, Lane, Ours, prepare, unusable
 from benchmarks.measure import Check, Comparison, Grid, Result
 from benchmarks.reader import bound, copy_slot, decoder_options
@@ -24,14 +24,13 @@ from benchmarks.source import LARGE, SMALL, Load
 AIM = 0.7
 BOUND = "pg_recvlogical -f /dev/null"
 STEADY_MB, HUGE_MB = 150, 300  # resident, of the reader: in the usual case, and through the million rows
-MB = 1e6
 QUICK_SHARE = 10  # a quick run has that part of the rows, and of the star two workloads that differ most
 USUAL = Load("300 B, 100/tx", 400_000)
 HUGE = Load("1 tx of 1,000,000", 1_000_000, transaction=1_000_000)
 STAR = (
     Load("100 B", 300_000, sums=SMALL),
     Load("1.6 kB", 100_000, sums=LARGE),
-    Load("384 floats", 20_000, sums=SMALL, vector=True),
+    Load("384 floats", 40_000, sums=SMALL, vector=True),
     Load("mixed", 200_000, mixed=True),
     Load("1/tx", 100_000, transaction=1),
     Load("10,000/tx", 300_000, transaction=10_000),
@@ -47,7 +46,7 @@ async def usual(bench: Bench) -> list[Result]:
         first, second = (run.rate for run in runs)
         apart = abs(first - second) / max(first, second)
         found.append(dataclasses.replace(comparison, aim=AIM, details=comparison.details | {"a_a_apart": apart}))
-        peak = max(run.peak_bytes for run in runs) / MB
+        peak = max(run.peak for run in runs) / MB
         found.append(Check(f"memory, steady: {engine.name}", peak, STEADY_MB, "MB"))
     return found
 
@@ -59,7 +58,7 @@ async def star(bench: Bench) -> list[Result]:
         for engine, (comparison, runs) in (await measured(bench, load)).items():
             found.append(comparison)
             if load is HUGE:
-                peak = runs[0].peak_bytes / MB
+                peak = runs[0].peak / MB
                 found.append(Check(f"memory, {load.name}: {engine.name}", peak, HUGE_MB, "MB"))
     return [*found, _table([result for result in found if isinstance(result, Comparison)])]
 
@@ -102,7 +101,7 @@ async def _compared(
     ours = sum(run.rate for run in runs) / len(runs)
     name = f"{engine.name}: {load.name}"
     comparison = Comparison(name, BOUND, "rows/s", ours, (first, second), None, runs[0].details())
-    bench.tell(f"{name}: {ours:,.0f} of {first:,.0f} and {second:,.0f} rows/s, {runs[0].cpu_per_million:.1f} s CPU")
+    bench.tell(f"{name}: {ours:,.0f} of {first:,.0f} and {second:,.0f} rows/s, {runs[0].cpu_whole:.1f} s CPU")
     return comparison, runs
 
 
@@ -118,7 +117,7 @@ def _table(comparisons: Sequence[Comparison]) -> Grid:
                 round(sum(result.bounds) / 2),
                 round(result.ratio, 2),
                 round(result.details["cpu_seconds_per_million_rows"], 1),
-                round(result.details["peak_mib"] * (1 << 20) / MB),
+                round(result.details["peak_mb"]),
             )
             for result in comparisons
         ),
