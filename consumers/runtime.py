@@ -24,6 +24,7 @@ from cdc import log, metrics
 from cdc.config import Config
 from cdc.errors import ConnectError, StoreLost
 from cdc.failpoint import failpoint
+from cdc.garbage import collect_rarely
 from cdc.refusal import denied
 from consumers.batches import Foreign, Marker, Work, work
 from consumers.caretaker import Caretaker
@@ -98,7 +99,8 @@ class Runtime:
         await self.freshness.wait_for(position, self.partitions.ends, self.partitions.reached)
 
     async def serve(self) -> None:
-        """`run` until SIGTERM or SIGINT."""
+        """`run` until SIGTERM or SIGINT, as what a process is there for."""
+        collect_rarely()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)

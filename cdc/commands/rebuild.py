@@ -61,10 +61,12 @@ def _since(offset: int | None, time: str | None) -> Since | None:
 
 async def _rebuild(config: Config, name: str, since: Since | None, on_progress: Callable[[Progress], None]) -> Report:
     from cdc.commands.index_client import RemoteIndex
+    from cdc.garbage import collect_rarely
     from consumers.faiss import FaissStore
     from consumers.rebuild import rebuild, refill
     from consumers.redis import RedisStore
 
+    collect_rarely()
     tables = config.postgres.tables if name == "redis" else (config.faiss.table,)
     store: Any = RedisStore(config) if name == "redis" else FaissStore(config)
     async with RemoteIndex(config) as index:
