@@ -29,7 +29,7 @@ from consumers.store import Applied, Batch, Offsets, Partition, Record, Rejected
 
 CALL_BYTES = 16 << 20  # of one call's records: Redis takes arguments of 512 MB at most, and answers nobody meanwhile
 _pack = msgspec.msgpack.encode
-_position = itemgetter(2)
+_position, _partition, _offset = itemgetter(2), itemgetter(4), itemgetter(5)
 
 
 class _Table:
@@ -373,7 +373,8 @@ def _add(total: Applied, part: Applied) -> None:
 
 def _reached(batch: Batch, records: Sequence[Record]) -> Offsets:
     """The offsets after a piece of a batch; none where the batch names none."""
-    reached = {(batch.topic, record.partition): record.offset + 1 for record in records}
+    last = dict(zip(map(_partition, records), map(_offset, records), strict=True))
+    reached = {(batch.topic, partition): offset + 1 for partition, offset in last.items()}
     return {place: min(offset, batch.offsets[place]) for place, offset in reached.items() if place in batch.offsets}
 
 
