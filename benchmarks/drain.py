@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
-from aiokafka import TopicPartition
 
 from benchmarks import topic
 from benchmarks.bench import Bench, require, wait_for_slot
@@ -27,8 +26,8 @@ MB = 1e6
 
 @dataclass(frozen=True)
 class Drained:
-    """`rate`: changes a second; `cpu`: seconds a million changes, of the program and all it started, `cpu_whole` the same
-    with the warm-up (of few rows much is done before the first are readable, so that `cpu` is low); `peak`: bytes
+    """`rate`: changes a second; `cpu`: seconds a million changes, of the program and all it started; `cpu_whole`: the
+    same with the warm-up (of few rows much is done before the first are readable, so that `cpu` is low); `peak`: bytes
     resident; `startup`: seconds until the server streamed; `seconds`: from its start until everything was readable."""
 
     rate: float
@@ -85,7 +84,7 @@ def after_warm_up(seen: Sequence[tuple[Sample, float]], changes: int) -> tuple[f
 
 async def distinct_keys(lane: Lane) -> int:
     """Of the topic, by reading it."""
-    partitions = [TopicPartition(name, number) for name in lane.topics for number in range(lane.partitions)]
+    partitions = topic.partitions_of(lane.config, lane.table)
     keys: set[bytes] = set()
     async with topic.committed_reader(lane.config) as consumer:
         ends = await consumer.end_offsets(partitions)

@@ -40,8 +40,7 @@ async def arrival(
     What is watched are the ends for readers of committed records, each told to `on_growth` when they moved. They count
     Kafka's own marks too, hence the count.
     """
-    topic = config.kafka.table_topic(*table.split("."))
-    partitions = [TopicPartition(topic, number) for number in range(config.kafka.partitions)]
+    partitions = partitions_of(config, table)
     await exists(config, table, look)
     end, moved = 0, time.monotonic()
     async with committed_reader(config) as consumer:
@@ -56,8 +55,14 @@ async def arrival(
             elif end >= rows and clock > moved + STILL_SECONDS:
                 return Sample(moved, await count(consumer, partitions))
             elif clock > moved + PATIENCE_SECONDS:
-                raise TimeoutError(f"{topic} stands at {end} of {rows} rows")
+                raise TimeoutError(f"the topic of {table} stands at {end} of {rows} rows")
             await asyncio.sleep(LOOK_SECONDS)
+
+
+def partitions_of(config: Config, table: str) -> list[TopicPartition]:
+    """Of a table's topic."""
+    name = config.kafka.table_topic(*table.split("."))
+    return [TopicPartition(name, number) for number in range(config.kafka.partitions)]
 
 
 async def exists(config: Config, table: str, look: Callable[[], Any]) -> None:
