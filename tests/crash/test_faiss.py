@@ -21,6 +21,7 @@ from consumers.faiss import FaissStore
 from consumers.faiss.folder import POINTER, Home
 from consumers.faiss.snapshot import INDEX, LEDGER, MANIFEST, TEMPORARY
 from consumers.store import Record
+from tests.crash.disk import Disk, mounted
 from tests.crash.filesystem import Crash, disk_after, recorded, write_out
 from tests.crash.stores import becomes_equal, committed, consuming, seeded, settings, table
 from tests.vector_records import TOPIC, batch, config, deletion, opened, record, vectors
@@ -206,38 +207,10 @@ def test_forged_snapshots_are_refused_or_work(fast: Path) -> None:
 # a full disk
 
 
-class Disk:
-    """A tmpfs of its own, and a file that fills it: its ENOSPC is a real one."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._ballast = path / "ballast"
-
-    def leave(self, free: int) -> None:
-        """Fills it up to so many bytes."""
-        self.clear()
-        found = os.statvfs(self.path)
-        rest = max(0, found.f_bavail * found.f_frsize - free)
-        with self._ballast.open("wb") as file:
-            file.write(bytes(rest))
-
-    def clear(self) -> None:
-        """Space returns."""
-        self._ballast.unlink(missing_ok=True)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(path)]
-    done = subprocess.run(mounting, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this user may not mount a tmpfs: {done.stderr.strip()}")
-    try:
-        yield Disk(path)
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
+    with mounted(tmp_path / "disk", DISK_BYTES) as made:
+        yield made
 
 
 async def test_a_full_disk_at_any_byte_of_a_snapshot(disk: Disk) -> None:

@@ -7,9 +7,7 @@ one that ended would end the test.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 
 from cdc.config import Config
 from cdc.embedded import Endpoints, Servers
+from tests.crash.disk import Disk, mounted
 from tests.crash.kafka_cluster import (
     PROMISE_SECONDS,
     assert_seen_once,
@@ -33,7 +32,7 @@ from tests.waiting import until
 
 NODES = 3
 ROUNDS = int(os.environ.get("CDC_KAFKA_ROUNDS", "1"))  # rolling bounces: each takes every broker away, once by SIGTERM
-DISK = "64m"
+DISK_BYTES = 64 << 20
 KILLS = 3 * ROUNDS
 
 
@@ -52,26 +51,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 @pytest.fixture
-def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system of its own, DISK large."""
-    folder = tmp_path_factory.mktemp("disk")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """A file that takes all the space that is left."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        while free := os.statvfs(disk).f_bavail:
-            with contextlib.suppress(OSError):  # the broker took some meanwhile: look again
-                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free * os.statvfs(disk).f_frsize)
-    return filler
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    with mounted(tmp_path / "disk", DISK_BYTES) as made:
+        yield made
 
 
 def made(servers: Endpoints, dsn: str, folder: Path, own: Servers, count: int) -> Config:
@@ -123,19 +105,19 @@ async def test_a_rolling_bounce(servers: Endpoints, dsn: str, cluster: Servers, 
     print(f"three brokers, {'SIGTERM' if clean else 'SIGKILL'} each: progress {figures} s after it left/came back")
 
 
-async def test_a_full_disk(servers: Endpoints, dsn: str, small_disk: Path, tmp_path: Path) -> None:
+async def test_a_full_disk(servers: Endpoints, dsn: str, disk: Disk, tmp_path: Path) -> None:
     """The broker ends itself, as Kafka does without a log folder it can write; with space again it is started."""
-    with brokers(tmp_path / "kafka", 1, log_dirs=str(small_disk / "log")) as own:
+    with brokers(tmp_path / "kafka", 1, log_dirs=str(disk.path / "log")) as own:
         config, broker = made(servers, dsn, tmp_path, own, 1), own["kafka"]
         async with pipeline(config) as running:
             await running.caught_up()
             async with witness(config) as seen:
                 with writing(config, seeded()) as workload:
-                    filler = fill(small_disk)
+                    disk.leave(0)
                     await until(lambda: not broker.running, "a broker that ends itself", PROMISE_SECONDS)
                     before = workload.transactions
                     await until(lambda: workload.transactions > before + 100, "writes while Kafka is away")
-                    filler.unlink()
+                    disk.clear()
                     await asyncio.to_thread(broker.stop)  # what is left of the process
                     await asyncio.to_thread(broker.start)
                     seconds = await progress_again(running)

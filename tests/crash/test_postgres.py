@@ -23,6 +23,7 @@ from prometheus_client import REGISTRY
 from cdc.config import Config
 from cdc.embedded import Endpoints
 from tests.crash.cluster import Cluster, prepared
+from tests.crash.disk import Disk, mounted
 from tests.crash.stores import seeded
 from tests.pipeline import (
     Running,
@@ -142,44 +143,42 @@ async def test_it_may_be_started_last(servers: Endpoints, cluster: Cluster, tmp_
 
 
 @contextmanager
-def small_disk(cluster: Cluster) -> Iterator[Path]:
-    """The stopped cluster's WAL on a file system of its own."""
-    place, wal = cluster.server.home / "disk", cluster.server.data / "pg_wal"
-    place.mkdir()
-    size = f"size={MOUNT_BYTES}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(place)], check=True)
-    try:
-        place.chmod(0o755)
-        subprocess.run(["cp", "-a", str(wal), str(place / "pg_wal")], check=True)
-        shutil.rmtree(wal)
-        wal.symlink_to(place / "pg_wal")
-        yield place
+def small_disk(cluster: Cluster) -> Iterator[Disk]:
+    """The cluster's WAL on a file system of its own; the cluster stands still before and after."""
+    wal = cluster.server.data / "pg_wal"
+    with mounted(cluster.server.home / "disk", MOUNT_BYTES) as disk:
         cluster.server.stop()
-        wal.unlink()
-        subprocess.run(["cp", "-a", str(place / "pg_wal"), str(wal)], check=True)
-    finally:
-        cluster.server.stop()
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        disk.path.chmod(0o755)
+        moved(wal, disk.path / "pg_wal")
+        wal.symlink_to(disk.path / "pg_wal")
+        try:
+            yield disk
+        finally:
+            cluster.server.stop()
+            wal.unlink()
+            moved(disk.path / "pg_wal", wal)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a file system")
+def moved(old: Path, new: Path) -> None:
+    """With owners and modes."""
+    subprocess.run(["cp", "-a", str(old), str(new)], check=True)
+    shutil.rmtree(old)
+
+
 async def test_its_disk_is_full(servers: Endpoints, cluster: Cluster, tmp_path: Path) -> None:
     """PostgreSQL panics, cannot even recover, and is started again once there is space."""
     config = prepared(servers, cluster, tmp_path)
-    await cluster.stop()
-    with small_disk(cluster) as place:
+    with small_disk(cluster) as disk:
         await cluster.start()
         async with pipeline(config) as running:
             await running.caught_up()
-            filler = place / "filler"
-            with filler.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(place).free - ROOM_BYTES)
+            disk.leave(ROOM_BYTES)
             with writing(config) as writer:
                 await until(lambda: len(writer.told) > 20, "writes")
                 await asyncio.to_thread(fill, config)
                 refusals = writer.refused
                 await until(lambda: writer.refused > refusals, "a writer that is refused")
-                filler.unlink()
+                disk.clear()
                 if not cluster.server.running:
                     await cluster.start()
                 told = len(writer.told)
