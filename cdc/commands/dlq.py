@@ -60,10 +60,9 @@ def redrive(
     as_json: AsJson = False,
 ) -> None:
     """Sends letters through the store once more, by its running consumer; exit code 1 when one stays open."""
-    from cdc.commands.letters import chosen, filed, redriven
+    from cdc.commands.letters import redriven
 
-    config = configuration(context)
-    wanted = chosen(ask(config, filed(config, store)), key, reason, every)
+    config, wanted = _meant(context, store, key, reason, every)
     results = ask(config, redriven(config, store, wanted, wait_seconds)) if wanted else {}
     _report(config, store, results, as_json)
     raise typer.Exit(0 if all(result in ("redriven", "superseded") for result in results.values()) else 1)
@@ -79,12 +78,21 @@ def discard(
     as_json: AsJson = False,
 ) -> None:
     """Closes letters without applying them: for records of other programs. `cdc verify` still names what is missing."""
-    from cdc.commands.letters import chosen, discarded, filed
+    from cdc.commands.letters import discarded
 
-    config = configuration(context)
-    wanted = chosen(ask(config, filed(config, store)), key, reason, every)
+    config, wanted = _meant(context, store, key, reason, every)
     results = ask(config, discarded(config, store, wanted)) if wanted else {}
     _report(config, store, results, as_json)
+
+
+def _meant(
+    context: typer.Context, store: str, key: list[str] | None, reason: str | None, every: bool
+) -> tuple[Config, list[Filed]]:
+    """The config, and the open letters that were chosen."""
+    from cdc.commands.letters import chosen, filed
+
+    config = configuration(context)
+    return config, chosen(ask(config, filed(config, store)), key, reason, every)
 
 
 def document(config: Config, each: Filed, with_value: bool) -> dict[str, Any]:
