@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import ceilings, faiss, latency, redis, snapshot, workloads
+from benchmarks import ceilings, faiss, latency, peers, redis, snapshot, workloads
 from benchmarks.bench import Bench
 from benchmarks.measure import Check, Comparison, Grid, Latency, Result, machine
 from benchmarks.plot import chart
@@ -27,7 +27,7 @@ from cdc.embedded import Servers
 
 Run = Callable[[Bench], Awaitable[Sequence[Result]]]
 ALL: dict[str, Run] = {
-    "reader": workloads.usual, "workloads": workloads.star,
+    "reader": workloads.usual, "workloads": workloads.star, "peers": peers.run,
     "ceilings": ceilings.run, "snapshot": snapshot.run, "redis": redis.run, "faiss": faiss.run, "latency": latency.run,
 }  # fmt: skip
 SEED = 20260701

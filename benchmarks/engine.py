@@ -76,10 +76,21 @@ class Running:
 class Engine(Protocol):
     """A program under test. Its keys are JSON objects of the primary key, as ours."""
 
-    name: str
-    plugin: str  # the slot's
-    delivery: str  # "exactly once" or "at least once", as it is run here
-    delete_records: int  # records a delete yields in the topic
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+
+    @property
+    def plugin(self) -> str:
+        """The slot's."""
+
+    @property
+    def delivery(self) -> str:
+        """ "exactly once" or "at least once", as it is run here."""
+
+    @property
+    def delete_records(self) -> int:
+        """Records that a delete yields in the topic."""
 
     def missing(self) -> str | None:
         """A sentence that says why it cannot run here; None when it can. May fetch and build it, once."""
