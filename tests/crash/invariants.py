@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from tests.pipeline import Record, follows
+from tests.comparison import Record, follows
 
 MEMORY_BYTES = 512 << 20  # the most any process of ours may ever have held (VmHWM)
 GRACE_SECONDS = 60.0  # a catch-up may take twice the outage and this

@@ -18,7 +18,8 @@ from aiokafka import TopicPartition
 from cdc.config import Config
 from cdc.embedded import Endpoints, Servers
 from cdc.kafka.offsets import open_consumer
-from tests.pipeline import DIMENSION, Record, Running, source, table_dump
+from tests.comparison import Record, table_dump
+from tests.pipeline import DIMENSION, Running, source
 from tests.waiting import until
 
 PROMISE_SECONDS = 60.0  # progress within a minute of the brokers' return

@@ -14,9 +14,10 @@ from psycopg.rows import dict_row
 
 from cdc.config import Config
 from cdc.metrics import READER_RETRIES
+from tests.comparison import assert_equal_everywhere, assert_in_order
 from tests.crash.network import Network
 from tests.crash.proxy import Proxy
-from tests.pipeline import Running, assert_equal_everywhere, assert_in_order, pipeline, source
+from tests.pipeline import Running, pipeline, source
 from tests.waiting import until
 
 VECTOR = 8  # dimensions

@@ -26,6 +26,7 @@ from consumers.faiss.folder import Home
 from consumers.faiss.snapshot import PREFIX, read_manifest
 from consumers.redis import RedisStore
 from consumers.redis.sentinel import read_sentinel
+from tests.comparison import redis_rows, rows_of, texts_of
 from tests.conftest import drop_slots
 from tests.crash.invariants import Violation, equal, memory_bounded, offsets_behind
 from tests.crash.network import Network
@@ -33,7 +34,7 @@ from tests.crash.stores import committed
 from tests.crash.watch import Watch
 from tests.crash.witness import Witness
 from tests.crash.workload import SCHEMA, TABLES, Journal
-from tests.pipeline import CommandChild, emit, redis_rows, rows_of, settings, source, texts_of
+from tests.pipeline import CommandChild, emit, settings, source
 from tests.waiting import until
 
 T = TypeVar("T")

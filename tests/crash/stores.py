@@ -23,7 +23,7 @@ from consumers.redis import RedisStore
 from consumers.replay import span_ends
 from consumers.runtime import Runtime
 from consumers.store import Offsets, Partition
-from tests.pipeline import Record, index_rows, table_dump
+from tests.comparison import Record, index_rows, table_dump
 from tests.topic_writer import TopicWriter
 from tests.waiting import until
 

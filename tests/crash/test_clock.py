@@ -20,8 +20,9 @@ from cdc.embedded.kafka import Kafka
 from cdc.embedded.postgres import Postgres
 from cdc.embedded.redis import Redis
 from tests.command_line import CommandLine
+from tests.comparison import assert_in_order, table_dump
 from tests.crash.clocks import Clock, clocks
-from tests.pipeline import MEMORIES, assert_in_order, settings, table_dump
+from tests.pipeline import MEMORIES, settings
 from tests.waiting import until
 
 HOUR = 3600

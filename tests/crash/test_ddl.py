@@ -21,23 +21,8 @@ from cdc.reader import Reader
 from cdc.resync import resync
 from cdc.source import watch
 from consumers.rebuild import rebuild
-from tests.pipeline import (
-    COLUMNS,
-    MEMORIES,
-    ReaderTask,
-    Running,
-    Texts,
-    by_id,
-    compacted,
-    config_of,
-    index_rows,
-    pipeline,
-    redis_rows,
-    rows_of,
-    source,
-    table_dump,
-    topic_rows,
-)
+from tests.comparison import Texts, by_id, compacted, index_rows, redis_rows, rows_of, table_dump, topic_rows
+from tests.pipeline import COLUMNS, MEMORIES, ReaderTask, Running, config_of, pipeline, source
 from tests.waiting import LIMIT_SECONDS, until
 
 Columns = Mapping[str, str]

@@ -18,17 +18,9 @@ from cdc.errors import GapError, PreconditionError
 from cdc.kafka.progress import read_progress
 from cdc.reader import Reader
 from cdc.resync import resync
+from tests.comparison import assert_equal_everywhere, assert_in_order, table_dump
 from tests.crash.cluster import Cluster, prepared
-from tests.pipeline import (
-    MEMORIES,
-    ReaderTask,
-    Running,
-    assert_equal_everywhere,
-    assert_in_order,
-    pipeline,
-    source,
-    table_dump,
-)
+from tests.pipeline import MEMORIES, ReaderTask, Running, pipeline, source
 from tests.waiting import LIMIT_SECONDS, until
 
 ROWS = """

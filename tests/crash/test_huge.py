@@ -27,17 +27,8 @@ from cdc.embedded.folder import free_port
 from cdc.errors import RecordError, StuckError
 from cdc.reader import Reader
 from tests.command_line import CommandLine
-from tests.pipeline import (
-    MEMORIES,
-    Running,
-    config_of,
-    pipeline,
-    redis_rows,
-    rows_of,
-    settings,
-    source,
-    table_dump,
-)
+from tests.comparison import redis_rows, rows_of, table_dump
+from tests.pipeline import MEMORIES, Running, config_of, pipeline, settings, source
 from tests.waiting import LIMIT_SECONDS, until
 
 HUGE = bool(os.environ.get("CDC_HUGE"))

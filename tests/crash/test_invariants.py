@@ -13,6 +13,7 @@ from cdc.config import Config, parse
 from cdc.envelope import TRUNCATE_KEY
 from cdc.failpoint import POINTS
 from cdc.position import Position
+from tests.comparison import Record
 from tests.crash.cases import CASES, ELSEWHERE, KINDS, deal
 from tests.crash.invariants import (
     Change,
@@ -32,7 +33,6 @@ from tests.crash.invariants import (
 )
 from tests.crash.witness import Witness
 from tests.crash.workload import Journal
-from tests.pipeline import Record
 
 ROW = Key("memories", "1")
 

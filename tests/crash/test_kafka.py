@@ -15,6 +15,7 @@ import pytest
 
 from cdc.config import Config
 from cdc.embedded import Endpoints, Servers
+from tests.comparison import assert_equal_everywhere, assert_in_order
 from tests.crash.disk import Disk, mounted
 from tests.crash.kafka_cluster import (
     PROMISE_SECONDS,
@@ -27,7 +28,7 @@ from tests.crash.kafka_cluster import (
     writing,
 )
 from tests.crash.stores import seeded
-from tests.pipeline import MEMORIES, assert_equal_everywhere, assert_in_order, config_of, pipeline, source
+from tests.pipeline import MEMORIES, config_of, pipeline, source
 from tests.waiting import until
 
 NODES = 3

@@ -29,6 +29,7 @@ from cdc.reader import Reader
 from cdc.resync import resync
 from cdc.source.slot import read_slot
 from cdc.source.watch import show_slot
+from tests.comparison import assert_equal_everywhere, assert_in_order
 from tests.crash.cluster import Cluster
 from tests.pipeline import (
     DIMENSION,
@@ -36,8 +37,6 @@ from tests.pipeline import (
     CommandChild,
     ReaderTask,
     Running,
-    assert_equal_everywhere,
-    assert_in_order,
     config_of,
     emit,
     pipeline,

@@ -19,19 +19,9 @@ import pytest
 from cdc.config import Config, parse
 from cdc.embedded import Endpoints
 from cdc.kafka.progress import read_progress
+from tests.comparison import Record, assert_in_order, by_id, rows_of, table_dump, topic_rows
 from tests.conftest import fresh_database
-from tests.pipeline import (
-    MEMORIES,
-    CommandChild,
-    Record,
-    assert_in_order,
-    by_id,
-    rows_of,
-    settings,
-    source,
-    table_dump,
-    topic_rows,
-)
+from tests.pipeline import MEMORIES, CommandChild, settings, source
 from tests.waiting import until
 
 ROUNDS = 5

@@ -22,15 +22,8 @@ from cdc.errors import GapError
 from cdc.kafka.topics import ensure_topics
 from cdc.reader import Reader
 from cdc.resync import resync
-from tests.pipeline import (
-    MEMORIES,
-    ReaderTask,
-    assert_equal_everywhere,
-    assert_in_order,
-    config_of,
-    pipeline,
-    source,
-)
+from tests.comparison import assert_equal_everywhere, assert_in_order
+from tests.pipeline import MEMORIES, ReaderTask, config_of, pipeline, source
 from tests.waiting import LIMIT_SECONDS, until
 
 ROWS = (

@@ -21,8 +21,8 @@ from cdc.envelope import MARKER_KEYS, ChangeEvent, decode_event
 from cdc.errors import ConnectError
 from cdc.kafka.offsets import open_consumer
 from cdc.kafka.progress import Progress, decode_progress
+from tests.comparison import Record, compact
 from tests.crash.invariants import Change, Journaled, Key, complete, in_order, sessions_in_order, version_grows
-from tests.pipeline import Record, compact
 from tests.waiting import until
 
 POLL_MS = 100

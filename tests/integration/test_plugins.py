@@ -11,17 +11,8 @@ import pytest
 
 from cdc.config import Config
 from cdc.embedded import Endpoints
-from tests.pipeline import (
-    MEMORIES,
-    ReaderTask,
-    Record,
-    assert_in_order,
-    config_of,
-    reading,
-    source,
-    table_dump,
-    written,
-)
+from tests.comparison import Record, assert_in_order, table_dump
+from tests.pipeline import MEMORIES, ReaderTask, config_of, reading, source, written
 from tests.type_samples import SETUP, create, inserts
 
 TABLES = ("every", "memories", "whole", "parted", "secret", "pairs", "shifting")

@@ -16,24 +16,8 @@ from cdc.kafka.progress import Progress, read_progress
 from cdc.reader import Reader
 from cdc.resync import resync
 from cdc.source.heartbeat import HEARTBEAT
-from tests.pipeline import (
-    MEMORIES,
-    CommandChild,
-    Record,
-    assert_equal_everywhere,
-    assert_in_order,
-    by_id,
-    config_of,
-    emit,
-    pipeline,
-    reading,
-    rows_of,
-    settings,
-    source,
-    table_dump,
-    topic_rows,
-    written,
-)
+from tests.comparison import Record, assert_equal_everywhere, assert_in_order, by_id, rows_of, table_dump, topic_rows
+from tests.pipeline import MEMORIES, CommandChild, config_of, emit, pipeline, reading, settings, source, written
 from tests.waiting import LIMIT_SECONDS, until
 
 MIB = 1 << 20

@@ -17,19 +17,8 @@ from cdc.embedded import Endpoints, Servers
 from cdc.errors import GapError, LoginError, PreconditionError
 from cdc.reader import Reader
 from cdc.resync import resync
-from tests.pipeline import (
-    MEMORIES,
-    ReaderTask,
-    assert_equal_everywhere,
-    assert_in_order,
-    config_of,
-    pipeline,
-    reading,
-    settings,
-    source,
-    table_dump,
-    written,
-)
+from tests.comparison import assert_equal_everywhere, assert_in_order, table_dump
+from tests.pipeline import MEMORIES, ReaderTask, config_of, pipeline, reading, settings, source, written
 from tests.waiting import LIMIT_SECONDS, until
 
 ROWS = """

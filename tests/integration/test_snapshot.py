@@ -12,23 +12,8 @@ from cdc.embedded import Endpoints
 from cdc.envelope import MARKER_KEYS
 from cdc.source import snapshot
 from cdc.source.window import Chunk
-from tests.pipeline import (
-    COLUMNS,
-    MEMORIES,
-    Running,
-    assert_equal_everywhere,
-    assert_in_order,
-    by_id,
-    config_of,
-    emit,
-    pipeline,
-    reading,
-    rows_of,
-    source,
-    table_dump,
-    topic_rows,
-    written,
-)
+from tests.comparison import assert_equal_everywhere, assert_in_order, by_id, rows_of, table_dump, topic_rows
+from tests.pipeline import COLUMNS, MEMORIES, Running, config_of, emit, pipeline, reading, source, written
 
 NAME = "public.memories"
 

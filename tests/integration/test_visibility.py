@@ -16,8 +16,9 @@ import pytest
 from cdc.config import Config
 from cdc.embedded import Endpoints
 from cdc.source.visibility import Shot, parse_shot
+from tests.comparison import by_id, rows_of, table_dump, topic_rows
 from tests.conftest import fresh_database
-from tests.pipeline import MEMORIES, by_id, config_of, reading, rows_of, source, table_dump, topic_rows, written
+from tests.pipeline import MEMORIES, config_of, reading, source, written
 from tests.waiting import until
 
 WAITING = (

@@ -17,7 +17,8 @@ from psycopg.rows import TupleRow
 
 from cdc.config import Config
 from cdc.embedded import Endpoints
-from tests.pipeline import MEMORIES, Running, assert_equal_everywhere, assert_in_order, config_of, emit, source
+from tests.comparison import assert_equal_everywhere, assert_in_order
+from tests.pipeline import MEMORIES, Running, config_of, emit, source
 from tests.waiting import until
 
 EXAMPLES = 12  # about 20 s on 2 cores; each is some 100 changes of several writers

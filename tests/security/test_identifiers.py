@@ -16,7 +16,8 @@ from cdc.config import Config
 from cdc.embedded import Endpoints
 from cdc.errors import TopicError
 from cdc.source.catalog import Catalog
-from tests.pipeline import by_id, config_of, pipeline, reading, rows_of, table_dump, topic_rows
+from tests.comparison import by_id, rows_of, table_dump, topic_rows
+from tests.pipeline import config_of, pipeline, reading
 
 TABLE = "Select-Table"
 SCHEMA = 'odd "schema"; DROP TABLE victims; --'

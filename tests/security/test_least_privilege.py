@@ -29,7 +29,8 @@ from cdc.source.connection import connect
 from consumers.rebuild import rebuild
 from consumers.redis import RedisStore
 from consumers.store import Batch, Record
-from tests.pipeline import MEMORIES, Running, assert_equal_everywhere, pipeline, redis_rows, settings
+from tests.comparison import assert_equal_everywhere, redis_rows
+from tests.pipeline import MEMORIES, Running, pipeline, settings
 from tests.security.broker import administrate, documented
 from tests.security.conftest import CONSUMER, DOCUMENT, READER, Secured, opened
 
