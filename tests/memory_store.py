@@ -5,11 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+from prometheus_client import REGISTRY
+
+from cdc.config import Config
 from cdc.envelope import decode_after
 from cdc.errors import ConnectError, RecordError, StoreError, StoreLost
+from consumers.runtime import Runtime
 from consumers.store import Applied, Batch, Offsets, Partition, Record, Rejected, Store, Version
 
 POISON = b'"poison"'  # a row whose text is this is refused
@@ -169,3 +176,30 @@ class MemoryStore:
         if self._memory.old is None:
             raise StoreError("there is nothing to roll back to", hint="a rebuild keeps the old store")
         self._memory.live, self._memory.old = self._memory.old, None
+
+
+@asynccontextmanager
+async def running(config: Config, store: MemoryStore, **options: Any) -> AsyncIterator[Runtime]:
+    """A consumer that is stopped, not killed, at the end."""
+    runtime = Runtime(config, store, **{"exclusive": True, "counts": store, "check_seconds": 0.1, **options})
+    task = asyncio.ensure_future(runtime.run())
+    try:
+        yield runtime
+    finally:
+        runtime.stop()
+        await task
+
+
+def rows(numbers: Iterable[int], text: str = "text") -> list[dict[str, Any]]:
+    """Rows with these ids."""
+    return [{"id": number, "text": f"{text} {number}"} for number in numbers]
+
+
+def live(memory: Memory) -> int:
+    """Live rows of all tables."""
+    return sum(row[2] is not None for table in memory.live.rows.values() for row in table.values())
+
+
+def sample(name: str, **labels: str) -> float | None:
+    """A metric's value."""
+    return REGISTRY.get_sample_value(name, labels)

@@ -49,7 +49,7 @@ CASES = (
 )
 KINDS = ("reader", "redis", "faiss", "resync", "rebuild")
 TWO_AT_ONCE = 0.15  # of the trials kill a second process as well
-ELSEWHERE = {"redis.rekeyed"}  # a table's primary key does not change here: tests/integration/test_redis_store.py
+ELSEWHERE = {"redis.rekeyed"}  # a table's primary key does not change here: tests/integration/test_redis_layout.py
 assert {case.point for case in CASES} == {*POINTS, ANYWHERE} - ELSEWHERE, "a failpoint without a case"
 
 

@@ -5,53 +5,31 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
-from cdc.config import Config, parse
+from cdc.config import Config
 from cdc.errors import StoreError
 from consumers.rebuild import Progress, Since, rebuild, refill, rollback
 from consumers.runtime import Runtime
 from consumers.store import Applied, Batch, Store
-from tests.memory_store import Contents, Memory, MemoryStore
+from tests.memory_store import Contents, Memory, MemoryStore, live, rows
 from tests.topic_writer import TopicWriter
 from tests.waiting import until
 
 TABLE = "public.memories"
 NAME = ("public", "memories")
-_NUMBERS = itertools.count(time.time_ns() // 1_000_000)
 
 
 @pytest.fixture
-def config(servers: Any) -> Config:
-    """A prefix of its own for each test."""
-    kafka = {"bootstrap": servers.kafka_bootstrap, "prefix": f"r{next(_NUMBERS)}", "partitions": 2}
-    return parse({"postgres": {"dsn": "postgresql://unused"}, "kafka": kafka})
-
-
-@pytest.fixture
-async def topics(config: Config) -> AsyncIterator[TopicWriter]:
+async def topics(topics: TopicWriter) -> TopicWriter:
     """60 rows of which 10 were deleted and 10 updated, and a truncate before all of it."""
-    async with TopicWriter(config) as writer:
-        await writer.create(TABLE)
-        await writer.put(TABLE, rows(range(5)))
-        await writer.truncate(TABLE)
-        await writer.put(TABLE, rows(range(60)))
-        await writer.delete(TABLE, range(10))
-        await writer.put(TABLE, rows(range(10, 20), "new"), op="u")
-        yield writer
-
-
-def rows(numbers: range, text: str = "text") -> list[dict[str, Any]]:
-    """Rows with these ids."""
-    return [{"id": number, "text": f"{text} {number}"} for number in numbers]
-
-
-def live(memory: Memory) -> int:
-    """Live rows."""
-    return sum(row[2] is not None for row in memory.live.rows.get(NAME, {}).values())
+    await topics.put(TABLE, rows(range(5)))
+    await topics.truncate(TABLE)
+    await topics.put(TABLE, rows(range(60)))
+    await topics.delete(TABLE, range(10))
+    await topics.put(TABLE, rows(range(10, 20), "new"), op="u")
+    return topics
 
 
 async def test_from_nothing(config: Config, topics: TopicWriter) -> None:
