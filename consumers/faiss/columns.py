@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 import numpy as np
 
-from cdc.envelope import decode_floats
+from cdc.envelope import float_bytes
 from cdc.errors import MALFORMED, DecodeError
 from consumers.embedder import Embedder
 from consumers.faiss.arrays import Bytes, Digests, Ids, Vectors
@@ -22,6 +22,7 @@ from consumers.faiss.ledger import State
 from consumers.faiss.metric import Metric, prepare
 from consumers.store import Record, Rejected
 
+FLOAT_BYTES = 4  # of a float32
 DIGEST_BYTES = 8  # 64 bits: one wrong skip in 10^19 changes
 GONE = object()  # a delete, found in the place of a column's value
 
@@ -70,29 +71,31 @@ class VectorColumn:
         """See Source; what is held does not matter here: the index compares."""
         staged = Staged(len(records))
         places: list[int] = []
-        arrays: list[Any] = []
+        floats: list[bytes] = []
         value_of = self._value
         with np.errstate(over="ignore", invalid="ignore"):  # a float8 beyond float32 becomes infinite: rejected below
             for place, record in enumerate(records):
                 try:
                     value = value_of(record.value)
                     if value.__class__ is str:
-                        array = decode_floats(value)
+                        raw = float_bytes(value)
                     elif value is None or value is GONE:
                         staged.states[place] = State.BARE if value is None else State.DELETED
                         continue
                     else:
-                        array = np.array(value, dtype=np.float32)  # NULL in it becomes NaN
+                        raw = np.array(value, dtype="<f4").tobytes()  # NULL in it becomes NaN
                 except (DecodeError, *MALFORMED) as error:
                     staged.reject(place, record, "undecodable", f"column {self._column}: {error}")
                     continue
-                if array.size != self.dimension and not self._adopt(array.size):
-                    staged.reject(place, record, "dimension", self._other_dimension(array.size))
+                size = len(raw) // FLOAT_BYTES
+                if size != self.dimension and not self._adopt(size):
+                    staged.reject(place, record, "dimension", self._other_dimension(size))
                     continue
                 places.append(place)
-                arrays.append(array)
-        if arrays:
-            self._check(staged, records, np.array(places), np.concatenate(arrays).reshape(len(arrays), -1))
+                floats.append(raw)
+        if floats:  # one array of the whole batch: an array a record costs more than its floats
+            vectors = np.frombuffer(b"".join(floats), dtype="<f4").reshape(len(floats), -1)
+            self._check(staged, records, np.array(places), vectors)
         return staged
 
     def _adopt(self, size: int) -> bool:

@@ -18,7 +18,7 @@ from consumers.faiss.index import Kind
 from consumers.faiss.metric import Metric, faiss_metric
 
 FIRST_SLOTS = 1024
-GROWTH = 1.5
+GROWTH = 4  # memory that nothing was written to costs nothing, and to move vectors does: a third of them, all in all
 ABSENT = -1
 
 
@@ -47,7 +47,7 @@ class FlatIndex:
         need = self._size + more
         if need <= len(self._vectors):
             return
-        room = max(need, FIRST_SLOTS, int(len(self._vectors) * GROWTH))
+        room = max(need, FIRST_SLOTS, len(self._vectors) * GROWTH)
         vectors = np.empty((room, self.dimension), dtype=np.float32)
         ids = np.empty(room, dtype=np.int64)
         vectors[: self._size] = self._vectors[: self._size]
@@ -72,7 +72,7 @@ class FlatIndex:
         """Room for the largest id."""
         need = int(ids.max(initial=0)) + 1
         if need > len(self._slots):
-            slots = np.full(max(need, int(len(self._slots) * GROWTH)), ABSENT, dtype=np.int64)
+            slots = np.full(max(need, len(self._slots) * GROWTH), ABSENT, dtype=np.int64)
             slots[: len(self._slots)] = self._slots
             self._slots = slots
 

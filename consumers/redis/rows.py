@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cdc.config import Table
-from cdc.envelope import decode_floats
+from cdc.envelope import float_bytes
 from cdc.errors import MALFORMED, ConfigError, DecodeError, RecordError
 from consumers.redis.keys import encode_odd
 from consumers.store import Record
@@ -218,7 +218,7 @@ def _vector(value: object) -> msgspec.Raw:
     """Raw floats as a MessagePack str 32 (its specification, "str format family"): Redis' cmsgpack knows no bin."""
     if not isinstance(value, str):
         raise DecodeError("a vector is not in its wire form")
-    raw = decode_floats(value).astype("<f4", copy=False).tobytes()
+    raw = float_bytes(value)
     return msgspec.Raw(b"\xdb" + len(raw).to_bytes(4, "big") + raw)
 
 
