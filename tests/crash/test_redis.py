@@ -250,10 +250,9 @@ async def test_a_fault_is_noticed_and_mended(world: World, fault: Callable[[Worl
         done = time.monotonic()
         if fault in LOSING:
             await world.down()
-        await until(lambda: world.up, "a store that is up")
+        await until(lambda: world.up, "a store that is up", NOTICED_SECONDS)
         mended = time.monotonic()
     await becomes_equal(world.made, world.consumer)
-    assert mended - done < NOTICED_SECONDS
     known = world.assert_honest(began)
     noticed = "rows were never missing" if known is None else f"noticed {known:.2f} s after it began"
     print(f"{fault.__name__}: {noticed}, up again {mended - done:.2f} s after it ended")
