@@ -38,9 +38,7 @@ def test_spoilt_text_is_refused_or_means_what_the_standard_library_reads(
     assert found == binascii.a2b_base64(spoilt, strict_mode=True)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "f32", "f16:AAAA", "f32:AAAA", "f32:AAAAAA", r"f32:AAAA\u0041A", "f64:AAAAAA=="]
-)
+@pytest.mark.parametrize("text", ["", "f32", "f16:AAAA", "f32:AAAA", "f32:AAAAAA", r"f32:AAAA\u0041A", "f64:AAAAAA=="])
 def test_what_is_no_vector_is_refused(text: str) -> None:
     with pytest.raises(DecodeError):
         float_bytes(text)
