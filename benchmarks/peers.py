@@ -20,6 +20,7 @@ from benchmarks import source, topic
 from benchmarks.bench import Bench, require, timed, wait_for_slot
 from benchmarks.debezium import Debezium
 from benchmarks.engine import Engine, Lane, Ours, prepare, unusable
+from benchmarks.go_pq_cdc import GoPqCdc
 from benchmarks.measure import Check, Comparison, Grid, Result, Sample
 from benchmarks.source import Load
 
@@ -38,7 +39,7 @@ class Target:
     memory: float | None = None
 
 
-TARGETS = (Target(Debezium(), 4, 1 / 3, 1 / 4),)
+TARGETS = (Target(Debezium(), 4, 1 / 3, 1 / 4), Target(GoPqCdc(), 1))
 
 
 @dataclass(frozen=True)
