@@ -19,8 +19,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import ceilings, faiss, latency, peers, redis, snapshot, workloads
+from benchmarks import ceilings, faiss, growth, latency, peers, redis, snapshot, startup, workloads
 from benchmarks.bench import Bench
+from benchmarks.children import ChildFailed
 from benchmarks.measure import Check, Comparison, Grid, Latency, Result, machine
 from benchmarks.plot import chart
 from cdc.embedded import Servers
@@ -29,6 +30,12 @@ Run = Callable[[Bench], Awaitable[Sequence[Result]]]
 ALL: dict[str, Run] = {
     "reader": workloads.usual, "workloads": workloads.star, "peers": peers.run,
     "ceilings": ceilings.run, "snapshot": snapshot.run, "redis": redis.run, "faiss": faiss.run, "latency": latency.run,
+    "startup": startup.run, "growth": growth.run,
+}  # fmt: skip
+# How long each takes on two idle cores: only their shares count, for the time that is left.
+SECONDS = {
+    "reader": 90, "workloads": 420, "peers": 180, "ceilings": 60, "snapshot": 30, "redis": 40, "faiss": 60,
+    "latency": 300, "startup": 20, "growth": 150,
 }  # fmt: skip
 SEED = 20260701
 WIDTH = 140  # characters of a table in a file
@@ -45,25 +52,35 @@ def main() -> int:
         try:
             endpoints = servers.start()
             about = machine(dict(endpoints.provider))
-            bench = Bench(endpoints, Path(folder), options.seed, options.quick, lambda line: console.log(line))
-            found = asyncio.run(measure(bench, options.only))
+            bench = Bench(
+                endpoints,
+                Path(folder),
+                options.seed,
+                options.quick,
+                lambda line: console.log(line),
+                options.full_growth,
+            )
+            found, failed = asyncio.run(measure(bench, options.only))
         finally:
             servers.erase()
     report(console, found, quick=options.quick)
     comparisons = [result for result in found if isinstance(result, Comparison)]
     if options.json:
         flags = {"quick": options.quick, "only": options.only, "seed": options.seed}
-        options.json.write_text(json.dumps(document(about, flags, found), indent=1) + "\n")
+        options.json.write_text(json.dumps(document(about, {**flags, "failed": failed}, found), indent=1) + "\n")
     if options.plot and comparisons:
         options.plot.write_text(chart(comparisons))
+    for name, reason in failed.items():
+        console.print(f"[red]{name} failed[/red]: {reason}")
     targets = [result for result in found if isinstance(result, Comparison | Check)]
-    return int(any(result.missed(quick=options.quick) for result in targets))
+    return int(bool(failed) or any(result.missed(quick=options.quick) for result in targets))
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rows: shows that the benchmarks run")
+    parser.add_argument("--full-growth", action="store_true", help="growth up to 5,000,000 rows, not 1,000,000")
     parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(ALL), help="some of them")
     parser.add_argument("--seed", type=int, default=SEED, help="of the rows")
     parser.add_argument("--json", type=Path, help="file for the figures")
@@ -71,12 +88,24 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def measure(bench: Bench, names: Sequence[str]) -> list[Result]:
-    """One after the other: they would disturb each other."""
+async def measure(bench: Bench, names: Sequence[str]) -> tuple[list[Result], dict[str, str]]:
+    """One after the other, since they would disturb each other; the figures, and which parts failed and why.
+
+    A part that fails has no figures, and does not take those of the others with it.
+    """
     found: list[Result] = []
+    failed: dict[str, str] = {}
+    begun, weight = time.monotonic(), 0
     for name in names:
-        found += await ALL[name](bench)
-    return found
+        try:
+            found += await ALL[name](bench)
+        except (AssertionError, ChildFailed, TimeoutError, ExceptionGroup) as error:
+            failed[name] = f"{type(error).__name__}: {error}"
+            bench.tell(f"{name} failed: {failed[name]}")
+        weight += SECONDS[name]
+        left = sum(SECONDS[each] for each in names) - weight
+        bench.tell(f"{name} is done; about {left / weight * (time.monotonic() - begun) / 60:.1f} minutes left")
+    return found, failed
 
 
 def report(console: Console, found: Sequence[Result], *, quick: bool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ class Bench:
     seed: int
     quick: bool
     tell: Callable[[str], None]
+    full_growth: bool = False
 
     def size(self, full: int, quick: int) -> int:
         """Rows."""
@@ -52,6 +55,20 @@ class Bench:
     def start(self, name: str, settings: dict[str, Any], *arguments: str) -> Child:
         """A program under test."""
         return role(name, settings, self.folder, *arguments)
+
+    def command(self, settings: dict[str, Any], *arguments: str) -> Child:
+        """The command `cdc` with a configuration."""
+        path = self.folder / f"cdc-{time.monotonic_ns()}.toml"
+        path.write_text("".join(_section(name, values) for name, values in settings.items()))
+        return Child([sys.executable, "-m", "cdc.cli", "--config", str(path), *arguments])
+
+
+def _section(name: str, values: dict[str, Any]) -> str:
+    """TOML: strings, numbers and lists of them are written as in JSON."""
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    lines = [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in plain.items())]
+    inner = (_section(f"{name}.{json.dumps(key)}", value) for key, value in values.items() if isinstance(value, dict))
+    return "\n".join([*lines, ""]) + "".join(inner)
 
 
 def wait_for_slot(connection: psycopg.Connection, slot: str, child: Child) -> float:

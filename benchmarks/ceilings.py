@@ -11,8 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-
 from benchmarks import source, topic
 from benchmarks.bench import Bench, require, timed
 from benchmarks.children import Child
@@ -20,7 +18,7 @@ from benchmarks.drain import after_warm_up, drain
 from benchmarks.engine import Lane, Ours, prepare
 from benchmarks.measure import Comparison, Result, Sample
 from benchmarks.source import Load
-from cdc.config import Kafka, parse
+from cdc.config import parse
 from cdc.embedded import maven, programs
 from cdc.errors import PreconditionError
 
@@ -84,7 +82,7 @@ async def sent(bench: Bench, jars: Path, dsn: str, payloads: Path, load: Load, t
     """Records a second of the tool, into a topic of its own."""
     config = parse(bench.settings(dsn, source.NOTES))
     kafka, name = config.kafka, config.kafka.table_topic(*source.NOTES.split("."))
-    await plain_topic(kafka, name)
+    await topic.plain(kafka, name, kafka.partitions)
     settings = TUNED | {
         "bootstrap.servers": kafka.bootstrap,
         "compression.type": kafka.compression,
@@ -101,13 +99,3 @@ async def sent(bench: Bench, jars: Path, dsn: str, payloads: Path, load: Load, t
         )
     require(found.rows == load.changes, f"the tool sent {found.rows} records")
     return after_warm_up(samples, load.changes)[0]
-
-
-async def plain_topic(kafka: Kafka, name: str) -> None:
-    """With the broker's defaults."""
-    admin = AIOKafkaAdminClient(**kafka.client_options())
-    await admin.start()
-    try:
-        await admin.create_topics([NewTopic(name, kafka.partitions, kafka.replication_factor)])
-    finally:
-        await admin.close()

@@ -1,174 +1,173 @@
-"""From commit to visible: for a reader of committed records, in Redis, and by searching.
+"""From commit to visible: for a reader of committed records, in Redis, and by searching; ours, the peers', the floor.
 
-Rows are inserted at a steady rate, whatever comes of them, in transactions whose last row is watched. The clock starts
-when PostgreSQL has confirmed the commit, and stops when an observer of each kind first sees the row: a consumer of its
-own, EXISTS, and a search in which the row's own vector finds it. All processes run on one machine and share its clock.
+Rows of 300 bytes come at a steady rate in 100 transactions a second (benchmarks/writer.py), whatever becomes of them,
+and are seen by an observer of each kind (benchmarks/observe.py). Every engine has the same rows, rates and observer; a
+program's warm-up is not counted. The floor is what nobody can undercut: the raw stream's arrival at a bare replication
+connection, plus one bare Kafka transaction of one record, both measured at the same time and the same rate
+(benchmarks/floor.py); their samples are added one by one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 import psycopg
-from aiokafka import TopicPartition
 from redis.asyncio import Redis
 
-from benchmarks import faiss, source, topic
-from benchmarks.bench import Bench, require, timed, wait_for_slot
+from benchmarks import source, topic
+from benchmarks.bench import Bench, timed, wait_for_slot
 from benchmarks.children import Child
-from benchmarks.measure import Latency, latency
-from cdc.config import Config, parse
+from benchmarks.debezium import Debezium
+from benchmarks.engine import Engine, Lane, Ours, prepare, unusable
+from benchmarks.measure import Check, Latency, Result, latency
+from benchmarks.observe import Places, Waits, observed
+from benchmarks.source import SMALL, Load
+from benchmarks.writer import TRANSACTIONS, WARM_SECONDS, Schedule
 
-RATES = (200, 1000)  # rows a second
-TRANSACTIONS = 100  # a second
+RATES, QUICK_RATES = (1000, 10_000), (1000,)  # rows a second
+VECTOR_RATES = (1000, 2500, 5000, 10_000)  # as far as they are sustained
 SEARCHED = 10  # every tenth transaction is searched for: more would load the index with looking
-LOOK_SECONDS = 0.002  # between two looks into Redis: its resolution
-PATIENCE_SECONDS = 60.0
 READY_SECONDS = 60.0
-WARM_SECONDS = 1  # first commits: connections, code and caches come to life; not counted
-STAGED = "public.staged"
+OVER_FLOOR, OVER_PEER, OVER_KAFKA = 2.0, 0.25, 2.0  # targets of ours: at most that many times
+ROWS, VECTORS = Load("300 B", 0), Load("384 floats", 0, sums=SMALL, vector=True)
+PEERS: tuple[Engine, ...] = (Debezium(),)
 
-_key = msgspec.json.Decoder(dict[str, int]).decode
-
-Times = dict[int, float]  # id of a transaction's last row → monotonic seconds
+Rated = dict[int, dict[str, Waits]]  # rate → place → waits
 
 
-async def run(bench: Bench) -> list[Latency]:
-    """Each rate in a pipeline of its own."""
-    found: list[Latency] = []
-    for rate in RATES:
-        found += await at_rate(bench, rate, bench.size(10, 3))
+async def run(bench: Bench) -> list[Result]:
+    """Kafka for everyone; then Redis, then the index."""
+    results: list[Result] = []
+    rates = QUICK_RATES if bench.quick else RATES
+    ours = [engine for engine in (Ours("wal2json"), Ours("pgoutput")) if unusable(engine) is None]
+    peers = [engine for engine in PEERS if (reason := unusable(engine)) is None or bench.tell(f"left out: {reason}")]
+    kafka = {engine: await at_rates(bench, engine, rates) for engine in (*ours, *peers)}
+    for engine, rated in kafka.items():
+        results += [told(f"commit → Kafka, {engine.name}", rate, found["Kafka"]) for rate, found in rated.items()]
+    for engine in ours:
+        for rate in rates:
+            floor = await floor_at(bench, engine, rate)
+            results.append(told(f"floor of commit → Kafka, {engine.plugin}", rate, floor))
+            results += under(f"{engine.name} over the floor", rate, kafka[engine][rate]["Kafka"], floor, OVER_FLOOR)
+            for peer in peers:
+                found, other = kafka[engine][rate]["Kafka"], kafka[peer][rate]["Kafka"]
+                results += under(f"{engine.name} over {peer.name}", rate, found, other, OVER_PEER)
+    return [*results, *await stores(bench, ours[0], rates)]
+
+
+async def stores(bench: Bench, engine: Engine, rates: Sequence[int]) -> list[Result]:
+    """Redis at the same rates; the index with vectors, as fast as it goes."""
+    results: list[Result] = []
+    for rate, found in (await at_rates(bench, engine, rates, store="redis")).items():
+        results += beside_kafka("Redis", rate, found)
+    for rate in rates if bench.quick else VECTOR_RATES:
+        found = (await at_rates(bench, engine, [rate], store="faiss"))[rate]
+        results += beside_kafka("search", rate, found)
+        if not found["search"].sustained:
+            bench.tell(f"latency: vectors are not sustained at {rate} rows/s")
+            break
+    return results
+
+
+async def at_rates(bench: Bench, engine: Engine, rates: Sequence[int], store: str = "") -> Rated:
+    """One engine, and perhaps one store behind it, at one rate after the other."""
+    load = VECTORS if store == "faiss" else ROWS
+    found: Rated = {}
+    with source.database(bench.endpoints.postgres_dsn) as dsn, source.connect(dsn) as connection:
+        source.prepare_notes(connection, load, bench.seed)
+        columns = {source.NOTES: {"vector": "embedding"} if load.vector else {}}
+        lane = await prepare(bench, connection, engine, dsn, source.NOTES, tables=columns)
+        with engine.running(bench, lane) as running:
+            wait_for_slot(connection, lane.slot, running.child)
+            first = 0
+            for rate in rates:
+                schedule = Schedule(dsn, rate, bench.size(10, 3), first)
+                first += schedule.rows
+                source.stage(connection, schedule.first, schedule.rows, bench.seed, load)
+                what = f"latency: {engine.name} {store}, {schedule.rows:,} rows at {rate}/s"
+                here = placed(bench, connection, lane, schedule, running.child, store)
+                with timed(bench.tell, what), here as places:
+                    found[rate] = await observed(places, schedule)
+        if store == "redis":
+            async with Redis.from_url(lane.config.redis.url) as server:
+                await server.flushdb()
     return found
 
 
-async def at_rate(bench: Bench, rate: int, seconds: int) -> list[Latency]:
-    """Three latencies."""
-    size = rate // TRANSACTIONS
-    number = TRANSACTIONS * (seconds + WARM_SECONDS)
-    with source.database(bench.endpoints.postgres_dsn) as dsn, source.connect(dsn) as connection:
-        source.create_memories(connection)
-        source.create_memories(connection, STAGED)
-        source.fill_memories(connection, number * size, bench.seed, STAGED)
-        settings = bench.settings(
-            dsn, source.MEMORIES, postgres={"plugin": bench.endpoints.plugin}, tables=faiss.tables(faiss.COLUMN)
-        )
-        config = parse(settings)
-        searched = [n * size for n in range(SEARCHED, number + 1, SEARCHED)]
-        vectors = save_vectors(connection, searched, bench.folder / "vectors.npy")
-        with bench.start("reader", settings) as reader:
-            wait_for_slot(connection, config.postgres.slot, reader)
-            await topic.exists(config, source.MEMORIES, reader.look)
-            with bench.start("redis", settings) as redis, bench.start("faiss", settings, str(vectors)) as index:
-                index.answer(READY_SECONDS)
-                writer = Writer(dsn, number, size)
-                with timed(bench.tell, f"latency: {number * size:,} rows at {rate}/s"):
-                    seen = await observe(config, writer, (reader, redis, index))
-                    hits = found_places(index, searched)
-        await clear(config)
-    commits = {row: at for row, at in writer.commits.items() if row > TRANSACTIONS * WARM_SECONDS * size}
-    require(not writer.late, f"PostgreSQL took fewer than {rate} rows/s: latencies would be flattered")
-    places = (("Kafka, read committed", seen[0]), ("Redis", seen[1]), ("search", hits))
-    return [
-        latency(f"commit → {name}", rate, [at - commits[row] for row, at in times.items() if row in commits])
-        for name, times in places
-    ]
-
-
-class Writer(threading.Thread):
-    """Moves rows from the staging table, one transaction after the other, each at its time; never catches up in a rush.
-
-    `late` once a commit came more than a second after its time."""
-
-    def __init__(self, dsn: str, number: int, size: int) -> None:
-        super().__init__(daemon=True)
-        self._dsn, self._number, self._size = dsn, number, size
-        self.commits: Times = {}
-        self.late = False
-
-    def run(self) -> None:
-        """Until all are written."""
-        statement = "INSERT INTO public.memories SELECT * FROM public.staged WHERE id > %s AND id <= %s"
-        with psycopg.connect(self._dsn, autocommit=True, prepare_threshold=0) as connection:
-            started = time.monotonic()
-            for number in range(self._number):
-                due = started + number / TRANSACTIONS
-                time.sleep(max(0.0, due - time.monotonic()))
-                last = (number + 1) * self._size
-                connection.execute(statement, [last - self._size, last])
-                self.commits[last] = time.monotonic()
-                self.late |= self.commits[last] > due + 1
+@contextlib.contextmanager
+def placed(
+    bench: Bench, connection: psycopg.Connection, lane: Lane, schedule: Schedule, reader: Child, store: str
+) -> Iterator[Places]:
+    """Starts the store and says where to look."""
+    settings = dict(lane.settings)
+    if store == "redis":
+        with bench.start("redis", settings) as child:
+            yield Places(lane, (reader, child), redis_url=lane.config.redis.url)
+    elif store == "faiss":
+        searched = schedule.watched[SEARCHED - 1 :: SEARCHED]
+        vectors = save_vectors(connection, list(searched), bench.folder / "vectors.npy")
+        with bench.start("faiss", settings, str(vectors)) as child:
+            child.answer(READY_SECONDS)
+            yield Places(lane, (reader, child), index=child, searched=searched)
+    else:
+        yield Places(lane, (reader,))
 
 
 def save_vectors(connection: psycopg.Connection, ids: list[int], path: Path) -> Path:
     """The vectors of some rows, in that order, for the process that searches."""
-    rows = connection.execute("SELECT embedding FROM public.staged WHERE id = ANY(%s) ORDER BY id", [ids]).fetchall()
+    query = "SELECT embedding FROM public.notes_staged WHERE id = ANY(%s) ORDER BY id"
+    rows = connection.execute(query, [ids]).fetchall()
     np.save(path, np.array([vector for (vector,) in rows], dtype=np.float32))
     return path
 
 
-async def observe(config: Config, writer: Writer, children: tuple[Child, ...]) -> tuple[Times, Times]:
-    """When the last row of each transaction was seen in Kafka and in Redis."""
-    async with topic.committed_reader(config) as consumer:
-        name = config.kafka.table_topic(*source.MEMORIES.split("."))
-        consumer.assign([TopicPartition(name, number) for number in range(config.kafka.partitions)])
-        await consumer.seek_to_end()
-        await asyncio.gather(*[consumer.position(partition) for partition in consumer.assignment()])
-        writer.start()
-        async with asyncio.timeout(PATIENCE_SECONDS), asyncio.TaskGroup() as group:
-            kafka = group.create_task(in_kafka(consumer, writer))
-            redis = group.create_task(in_redis(config, writer, children))
-    return kafka.result(), redis.result()
+async def floor_at(bench: Bench, engine: Engine, rate: int) -> Waits:
+    """Arrival of the raw stream plus a Kafka transaction, transaction by transaction."""
+    seconds = bench.size(10, 3)
+    number = TRANSACTIONS * (seconds + WARM_SECONDS)
+    with source.database(bench.endpoints.postgres_dsn) as dsn, source.connect(dsn) as connection:
+        source.prepare_notes(connection, ROWS, bench.seed)
+        lane = await prepare(bench, connection, engine, dsn, source.NOTES)
+        schedule = Schedule(dsn, rate, seconds)
+        source.stage(connection, 0, schedule.rows, bench.seed, ROWS)
+        name = f"{lane.config.kafka.prefix}.floor"
+        await topic.plain(lane.config.kafka, name, 1)
+        path = bench.folder / f"floor-{lane.slot}.json"
+        path.write_text(json.dumps(lane.settings))
+        command = [sys.executable, "-m", "benchmarks.floor"]
+        with Child([*command, "stream", str(path), str(schedule.size), str(number)]) as stream:
+            wait_for_slot(connection, lane.slot, stream)
+            with Child([*command, "transaction", str(path), name, str(number)]) as kafka, schedule.start() as writer:
+                written = [await asyncio.to_thread(writer.answer, READY_SECONDS) for _ in range(2)][1]
+                arrivals, took = [await asyncio.to_thread(one.answer, READY_SECONDS) for one in (stream, kafka)]
+    arrived = [at - commit for at, commit in zip(arrivals, written["commits"], strict=True)]
+    waits = [max(0.0, wait) + more for wait, more in zip(arrived, took, strict=True)]
+    return Waits(tuple(waits[TRANSACTIONS * WARM_SECONDS :]), written["behind"])
 
 
-def all_seen(writer: Writer, seen: Times) -> bool:
-    return not writer.is_alive() and len(seen) == len(writer.commits)
+def told(name: str, rate: int, waits: Waits) -> Latency:
+    """Percentiles, and whether the rate was kept."""
+    return latency(name if waits.sustained else f"{name} (not sustained)", rate, waits.seconds)
 
 
-async def in_kafka(consumer: Any, writer: Writer) -> Times:
-    """By a consumer."""
-    seen: Times = {}
-    while not all_seen(writer, seen):
-        for messages in (await consumer.getmany(timeout_ms=100)).values():
-            at = time.monotonic()
-            seen |= {row: at for message in messages if (row := _key(message.key)["id"]) % writer._size == 0}
-    return seen
+def under(name: str, rate: int, ours: Waits, other: Waits, target: float) -> list[Result]:
+    """p50 and p99 of ours as ratios, where both keep the rate."""
+    if not (ours.sustained and other.sustained):
+        return []
+    (a, b) = (latency("", rate, waits.seconds) for waits in (ours, other))
+    return [
+        Check(f"{name}, p50 at {rate} rows/s", a.p50 / b.p50, target),
+        Check(f"{name}, p99 at {rate} rows/s", a.p99 / b.p99, target),
+    ]
 
 
-async def in_redis(config: Config, writer: Writer, children: tuple[Child, ...]) -> Times:
-    """By EXISTS of every row that is committed and not seen yet."""
-    seen: Times = {}
-    async with Redis.from_url(config.redis.url) as server:
-        while not all_seen(writer, seen):
-            for child in children:
-                child.look()
-            pending = [row for row in list(writer.commits) if row not in seen]
-            if pending:
-                pipeline = server.pipeline(transaction=False)
-                for row in pending:
-                    pipeline.exists(f"memories:{row}")
-                there = await pipeline.execute()
-                at = time.monotonic()
-                seen |= {row: at for row, exists in zip(pending, there, strict=True) if exists}
-            await asyncio.sleep(LOOK_SECONDS)
-    return seen
-
-
-def found_places(index: Child, searched: list[int]) -> Times:
-    """When each of the rows was found by searching."""
-    seen: Times = {}
-    while len(seen) < len(searched):
-        answer = index.answer(READY_SECONDS)
-        seen[searched[answer["place"]]] = answer["seconds"]
-    return seen
-
-
-async def clear(config: Config) -> None:
-    """Empties Redis for the next."""
-    async with Redis.from_url(config.redis.url) as server:
-        await server.flushdb()
+def beside_kafka(place: str, rate: int, found: Mapping[str, Waits]) -> list[Result]:
+    """What the store adds, in the same pipeline."""
+    results: list[Result] = [told(f"commit → {name}, with {place}", rate, waits) for name, waits in found.items()]
+    return results + under(f"commit → {place} over commit → Kafka", rate, found[place], found["Kafka"], OVER_KAFKA)[1:]

@@ -69,7 +69,8 @@ def connect(dsn: str) -> psycopg.Connection:
 
 @dataclass(frozen=True)
 class Load:
-    """Changes of `public.notes`: how many, of which rows, in which transactions, by how many writers at once.
+    """Changes of `public.notes`: how many, of which rows, in which transactions, by how many writers at once; ids
+    follow `after`.
 
     `mixed`: of each ten changes six are inserts, three updates and one a delete; by one writer, 10·n a transaction.
     """
@@ -81,6 +82,7 @@ class Load:
     mixed: bool = False
     transaction: int = 100
     writers: int = 1
+    after: int = 0
 
     @property
     def deletes(self) -> int:
@@ -111,6 +113,15 @@ def prepare_notes(connection: psycopg.Connection, load: Load, seed: int) -> None
         connection.execute(f"INSERT INTO public.notes {_rows(str(1 - load.inserts), '0', seed, load)}")
 
 
+def stage(connection: psycopg.Connection, first: int, rows: int, seed: int, load: Load) -> None:
+    """Fills `public.notes_staged` with rows that follow `first`, ready to be moved; nothing of it is in the log."""
+    connection.execute("DROP TABLE IF EXISTS public.notes_staged")
+    connection.execute("CREATE UNLOGGED TABLE public.notes_staged (LIKE public.notes INCLUDING INDEXES)")
+    connection.execute("SELECT setseed(%s)", [1 / (1 + seed)])
+    connection.execute(f"INSERT INTO public.notes_staged {_rows(str(first + 1), str(first + rows), seed, load)}")
+    connection.execute("ANALYZE public.notes_staged")
+
+
 def write_notes(dsn: str, load: Load, seed: int) -> None:
     """Makes the changes, into the log, for the stream."""
     number = load.changes // load.transaction
@@ -123,9 +134,9 @@ def write_notes(dsn: str, load: Load, seed: int) -> None:
 def _write(dsn: str, load: Load, share: range, seed: int) -> None:
     """The transactions of one writer; those of mixed changes touch rows of the transaction before."""
     inserts, updates, deletes = load.inserts, load.transaction * 3 // 10, load.transaction // 10
-    steps = [f"INSERT INTO public.notes {_rows(f't * {inserts} + 1', f'(t + 1) * {inserts}', seed, load)}"]
+    here = f"{load.after} + t::bigint * {inserts}"
+    steps = [f"INSERT INTO public.notes {_rows(f'{here} + 1', f'{here} + {inserts}', seed, load)}"]
     if load.mixed:
-        here = f"t::bigint * {inserts}"
         steps.append(
             f"UPDATE public.notes SET content = reverse(content) WHERE id > {here} - {updates} AND id <= {here}"
         )

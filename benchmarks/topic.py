@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from benchmarks.measure import Sample
-from cdc.config import Config
+from cdc.config import Config, Kafka
 
 LOOK_SECONDS = 0.02  # between two looks at the ends; of a run of seconds, below a percent
 STILL_SECONDS = 1.0  # ends that have not moved for that long, with all rows below them, have stopped
@@ -85,3 +86,13 @@ async def count(consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) ->
     while any([await consumer.position(p) < end for p, end in ends.items()]):
         found += sum(map(len, (await consumer.getmany(timeout_ms=POLL_MS)).values()))
     return found
+
+
+async def plain(kafka: Kafka, name: str, partitions: int) -> None:
+    """Makes a topic with the broker's defaults."""
+    admin = AIOKafkaAdminClient(**kafka.client_options())
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(name, partitions, kafka.replication_factor)])
+    finally:
+        await admin.close()
