@@ -64,15 +64,14 @@ def main() -> int:
         finally:
             servers.erase()
     report(console, found, quick=options.quick)
-    comparisons = [result for result in found if isinstance(result, Comparison)]
+    targets = [result for result in found if isinstance(result, Comparison | Check)]
     if options.json:
         flags = {"quick": options.quick, "only": options.only, "seed": options.seed}
         options.json.write_text(json.dumps(document(about, {**flags, "failed": failed}, found), indent=1) + "\n")
-    if options.plot and comparisons:
-        options.plot.write_text(chart(comparisons))
+    if options.plot:
+        options.plot.write_text(chart(targets))
     for name, reason in failed.items():
         console.print(f"[red]{name} failed[/red]: {reason}")
-    targets = [result for result in found if isinstance(result, Comparison | Check)]
     return int(bool(failed) or any(result.missed(quick=options.quick) for result in targets))
 
 
@@ -84,7 +83,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(ALL), help="some of them")
     parser.add_argument("--seed", type=int, default=SEED, help="of the rows")
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--plot", type=Path, help="file for an SVG of the ratios")
+    parser.add_argument("--plot", type=Path, help="file for an SVG of how far each target is reached")
     return parser.parse_args()
 
 

@@ -6,6 +6,7 @@ The bound is measured twice, before and after ours; how far these two lie apart 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
@@ -110,8 +111,8 @@ class Latency:
     worst: float
 
     def record(self) -> dict[str, Any]:
-        """For the JSON."""
-        return asdict(self)
+        """For the JSON, which knows no infinity: what was never seen has no number."""
+        return {key: None if value == math.inf else value for key, value in asdict(self).items()}
 
 
 Result = Comparison | Check | Grid | Latency
