@@ -66,6 +66,12 @@ def partitions_of(config: Config, table: str) -> list[TopicPartition]:
     return [TopicPartition(name, number) for number in range(config.kafka.partitions)]
 
 
+async def end(config: Config, table: str) -> int:
+    """Offsets of a table's topic below which everything is committed, added up."""
+    async with committed_reader(config) as consumer:
+        return sum((await consumer.end_offsets(partitions_of(config, table))).values())
+
+
 async def exists(config: Config, table: str, look: Callable[[], Any]) -> None:
     """Returns once the table's topic is there; `look` raises when nobody will make it."""
     topic = config.kafka.table_topic(*table.split("."))
