@@ -9,22 +9,18 @@ consumers of committed records. The whole time is told beside it. Afterwards eac
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psycopg
-from aiokafka import TopicPartition
-
-from benchmarks import source, topic
-from benchmarks.bench import Bench, require, timed, wait_for_slot
+from benchmarks import source
+from benchmarks.bench import Bench, timed
 from benchmarks.debezium import Debezium
-from benchmarks.engine import Engine, Lane, Ours, prepare, unusable
+from benchmarks.drain import Drained, drain
+from benchmarks.engine import Engine, Ours, prepare, unusable
 from benchmarks.go_pq_cdc import GoPqCdc
-from benchmarks.measure import Check, Comparison, Grid, Result, Sample
+from benchmarks.measure import Check, Comparison, Grid, Result
 from benchmarks.source import Load
 
-WARM = 0.25  # of the rows
 MIB = 1 << 20
 OURS: tuple[Engine, ...] = (Ours("wal2json"), Ours("pgoutput"))
 
@@ -40,17 +36,6 @@ class Target:
 
 
 TARGETS = (Target(Debezium(), 4, 1 / 3, 1 / 4), Target(GoPqCdc(), 1))
-
-
-@dataclass(frozen=True)
-class Drained:
-    """`rate` in rows a second, `cpu` in seconds a million rows, both after the warm-up; `seconds` since its start."""
-
-    rate: float
-    cpu: float
-    peak: int
-    seconds: float
-    records: int
 
 
 Rounds = dict[Engine, list[Drained]]
@@ -86,56 +71,10 @@ async def measured(bench: Bench, engines: Sequence[Engine]) -> Rounds:
             source.write_notes(dsn, load, bench.seed)
         source.log_end(connection)
         for engine, lane in zip(order, lanes, strict=True):
-            drained = await drain(bench, connection, engine, lane, load.changes)
+            drained = await drain(bench, connection, engine, lane, load)
             bench.tell(f"peers: {engine.name} {drained.rate:,.0f} rows/s, {drained.cpu:.1f} CPU s per million")
             rounds[engine].append(drained)
     return rounds
-
-
-async def drain(bench: Bench, connection: psycopg.Connection, engine: Engine, lane: Lane, rows: int) -> Drained:
-    """One engine, from its start until all rows are readable."""
-    seen: list[tuple[Sample, float]] = []
-    spawned = time.monotonic()
-    with engine.running(bench, lane) as running:
-        wait_for_slot(connection, lane.slot, running.child)
-        found = await topic.arrival(
-            lane.config, lane.table, rows, running.look, lambda sample: seen.append((sample, running.cpu_seconds()))
-        )
-        peak = running.peak_bytes()
-    require(await distinct_keys(lane) == rows, f"{engine.name}: rows are missing in the topic")
-    require(
-        found.rows == rows or engine.delivery != "exactly once", f"{engine.name}: {found.rows} records of {rows} rows"
-    )
-    rate, cpu = after_warm_up(seen, found.rows)
-    return Drained(rate, cpu, peak, found.seconds - spawned, found.rows)
-
-
-def after_warm_up(seen: Sequence[tuple[Sample, float]], records: int) -> tuple[float, float]:
-    """Records a second and CPU seconds a million records, between the first look that saw a quarter and the last.
-
-    `seen` holds a topic's ends with the CPU seconds spent so far. Ends count Kafka's own marks too, evenly spread, so
-    that the last end stands for all `records`. Raises ValueError when everything came at once.
-    """
-    end = seen[-1][0].rows
-    warm = next(place for place, (sample, _) in enumerate(seen) if sample.rows >= WARM * end)
-    (first, before), (last, after) = seen[warm], seen[-1]
-    if first == last:
-        raise ValueError("all rows were seen at once: there is no rate after the warm-up")
-    done = (last.rows - first.rows) / end * records
-    return done / (last.seconds - first.seconds), (after - before) / done * 1e6
-
-
-async def distinct_keys(lane: Lane) -> int:
-    """Of the topic, by reading it."""
-    partitions = [TopicPartition(name, number) for name in lane.topics for number in range(lane.partitions)]
-    keys: set[bytes] = set()
-    async with topic.committed_reader(lane.config) as consumer:
-        ends = await consumer.end_offsets(partitions)
-        consumer.assign(partitions)
-        while any([await consumer.position(partition) < end for partition, end in ends.items()]):
-            for messages in (await consumer.getmany(timeout_ms=topic.POLL_MS)).values():
-                keys.update(message.key for message in messages)
-    return len(keys)
 
 
 def compared(engine: Engine, ours: Sequence[Drained], target: Target, peers: Sequence[Drained]) -> list[Result]:
