@@ -55,7 +55,7 @@ class FaissStore(Reading):
         settings, table = config.faiss, table_of(config)
         if embedder is None and not config.table(*table).vector:
             embedder = embedder_from(config.embedder)
-        super().__init__(table, _pool("search", settings.threads, settings.threads), settings.nprobe, embedder)
+        super().__init__(table, _pool("search", settings.threads, 1), settings.nprobe, embedder)  # a thread a search
         self._config = config
         self._settings = settings
         self._source()  # a wrong configuration shows now, not at the first record
