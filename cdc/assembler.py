@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from cdc.config import Config
-from cdc.dead_letter import READER
 from cdc.envelope import SWEEP_KEY, TRUNCATE_KEY
 from cdc.kafka.chunk import Chunk, Heartbeat, Outgoing
 from cdc.kafka.progress import Progress, SnapshotState
@@ -23,7 +22,7 @@ from cdc.log import get
 from cdc.metrics import READER_RECORDS
 from cdc.oversized import Oversized
 from cdc.position import Position
-from cdc.source.events import UNCHANGED, UNKNOWN, Begin, Commit, Event, Fragment, Message, Row, Table, Truncate
+from cdc.source.events import UNCHANGED, UNKNOWN, Begin, Commit, Event, Fragment, Message, Row, Run, Table, Truncate
 from cdc.source.fill import Hole, has_hole
 from cdc.source.history import Proof
 from cdc.source.rows import OP, Envelope, Origin
@@ -54,14 +53,19 @@ class Offer:
 class Assembly(Chunk):
     """A chunk and what has to happen to it besides: holes to fill before, offers to answer after."""
 
-    __slots__ = ("holes", "offers", "oldest_us", "stream_bytes")
+    __slots__ = ("holes", "offers", "oldest_us", "ops", "stream_bytes")
 
     def __init__(self) -> None:
         super().__init__()
         self.holes: list[Hole] = []
         self.offers: list[Offer] = []
+        self.ops: Counter[tuple[str, bytes]] = Counter()  # records by topic and op, for metrics
         self.oldest_us = 0
         self.stream_bytes = 0
+
+    def noted(self, topic: str, value: bytes | None, count: int = 1) -> None:
+        """So many records like this one are in the chunk."""
+        self.ops[topic, TOMBSTONE if value is None else value[OP]] += count
 
 
 class Assembler:
@@ -134,6 +138,30 @@ class Assembler:
             self._message(event)  # type: ignore[arg-type]
         else:
             self._truncate(event)  # type: ignore[arg-type]
+
+    def run(self, run: Run, payloads: list[bytes], start: int) -> int:
+        """As many messages from `start` on as the run takes, as `add` would; the index of the first that it does not,
+        which is for `add`."""
+        chunk, oversized = self._chunk, self._oversized
+        table = run.layout.table
+        envelope, topic, name = self._envelopes.get(id(table)) or self._envelope(table)
+        target = envelope.target
+        if target is None or oversized.letters or self._ordinal < self._skip_to:
+            return start
+        records: list[Outgoing] = []
+        room = self._bytes_bound - chunk.nbytes
+        target.bound(records, self._ordinal, self._rows_bound - chunk.count, room, oversized.limit)
+        stop = run.take(payloads, start, target)
+        if records:
+            self._ordinal = target.ordinal
+            chunk.extend(topic, records, target.nbytes)
+            chunk.noted(topic, records[0][1], len(records))
+            if self.windows.by_table:
+                for key, _, _, _ in records:
+                    self.windows.touch(name, key)
+            if self.full:
+                self._move(self._ordinal, complete=False)
+        return stop
 
     def _start(self, begin: Begin) -> None:
         if not self.proof.given:
@@ -231,11 +259,13 @@ class Assembler:
         elif oversized.letters:
             oversized.settled(chunk, topic, record[0], record[2])
         chunk.add(topic, *record)
+        chunk.noted(topic, record[1])
 
     def _delete(self, envelope: Envelope, topic: str, key: bytes, old: list[Fragment], ordinal: int) -> None:
         value, headers = envelope.delete(old, ordinal)
         self._put(topic, (key, value, envelope.timestamp_ms, headers))
         self._chunk.add(topic, key, None, envelope.timestamp_ms, headers)
+        self._chunk.noted(topic, None)
 
     def _truncate(self, event: Truncate) -> None:
         for table in event.tables:
@@ -250,6 +280,7 @@ class Assembler:
     def _mark(self, envelope: Envelope, topic: str, key: bytes, below: str, ordinal: int) -> None:
         value, headers = envelope.marker(below, ordinal)
         self._chunk.mark(topic, key, value, envelope.timestamp_ms, headers)
+        self._chunk.noted(topic, value)
 
     def _message(self, message: Message) -> None:
         """Heartbeats, watermarks of snapshots, requests; each in a transaction of its own."""
@@ -320,14 +351,9 @@ class Assembler:
 
     def count(self, chunk: Assembly) -> None:
         """Metrics, once the chunk is durable."""
-        letters = self._config.kafka.dead_letter_topic(READER)
-        for topic, records in chunk.records.items():
-            if topic == letters:
-                continue
+        for (topic, op), count in chunk.ops.items():
             table = topic.removeprefix(self._config.kafka.prefix + ".")
-            ops = Counter([TOMBSTONE if value is None else value[OP] for _key, value, _time, _headers in records])
-            for op, count in ops.items():
-                READER_RECORDS.labels(table, op.decode()).inc(count)
+            READER_RECORDS.labels(table, op.decode()).inc(count)
 
 
 def _content(message: Message) -> dict[str, Any]:

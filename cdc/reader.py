@@ -198,20 +198,31 @@ class _Run:
 
     async def _pump(self) -> None:
         """Decodes what has arrived; waits while the chunk is full and the writer busy."""
-        stream, decode, assembler = self._session.stream, self._session.decoder.decode, self._assembler
+        stream = self._session.stream
         received = READER_BYTES.labels(self._config.source_name)
         while True:
             payloads = stream.drain(DRAIN_BYTES)
             received.inc(stream.drained_bytes)
-            for payload in payloads:
-                event = decode(payload)
-                if event is not None:
-                    assembler.add(event)
-                    if assembler.full:
-                        await self._room()
-            if assembler.ready:
+            await self._assemble(payloads)
+            if self._assembler.ready:
                 self._ready.set()
             await (asyncio.sleep(0) if payloads else stream.wait(self._config.postgres.status_seconds))
+
+    async def _assemble(self, payloads: list[bytes]) -> None:
+        """Message by message, or as many at once as a run takes."""
+        decoder, assembler = self._session.decoder, self._assembler
+        at = 0
+        while at < len(payloads):
+            run = decoder.run(payloads[at])
+            stop = assembler.run(run, payloads, at) if run is not None else at
+            if stop == at:
+                event = decoder.decode(payloads[at])
+                stop += 1
+                if event is not None:
+                    assembler.add(event)
+            at = stop
+            if assembler.full:
+                await self._room()
 
     async def _room(self) -> None:
         """Back-pressure: until the writer took the full chunk."""
@@ -238,6 +249,7 @@ class _Run:
             if unknown := chunk.records.keys() - self._session.writer.ends.keys():
                 raise TablesChanged(f"{', '.join(sorted(unknown))} came later", hint="nothing: its topic is made now")
             prepared = self._session.writer.prepare(chunk)
+            chunk.records.clear()  # they are in the batches now
             if writing is not None:
                 await writing
             writing = group.create_task(self._write(chunk, prepared))
@@ -255,7 +267,9 @@ class _Run:
             names = [hole.envelope.table.columns[i].name for i in hole.filled]
             value, headers = hole.envelope.upsert(hole.op, hole.row, hole.ordinal, names)
             key, _, timestamp, _ = chunk.records[hole.topic][hole.index]
-            chunk.records[hole.topic][hole.index] = self._fitting(chunk, hole.topic, (key, value, timestamp, headers))
+            record = self._fitting(chunk, hole.topic, (key, value, timestamp, headers))
+            chunk.records[hole.topic][hole.index] = record
+            chunk.noted(hole.topic, record[1])
 
     def _fitting(self, chunk: Assembly, topic: str, record: Outgoing) -> Outgoing:
         oversized = self._session.oversized

@@ -12,6 +12,8 @@ from cdc.position import Position
 
 Outgoing = tuple[bytes, bytes | None, int, list[tuple[str, bytes]]]  # key, value, timestamp in ms, headers
 
+Spread = Callable[[Sequence[Outgoing], list[Any], Callable[[int, Outgoing], None]], None]
+
 
 class Heartbeat(NamedTuple):
     """The source's commit time (µs since the Unix epoch) and the position of a heartbeat."""
@@ -21,10 +23,7 @@ class Heartbeat(NamedTuple):
 
 
 class Chunk:
-    """Records by topic in the order of the source, and what is true once they are durable: progress, a heartbeat.
-
-    `records` may be filled directly, many at a time, if `count` and `nbytes` (keys and values) are kept as `add` does.
-    """
+    """Records by topic in the order of the source, and what is true once they are durable: progress, a heartbeat."""
 
     __slots__ = ("count", "heartbeat", "markers", "nbytes", "progress", "records")
 
@@ -47,6 +46,12 @@ class Chunk:
         self.count += 1
         self.nbytes += len(key) + (len(value) if value is not None else 0)
 
+    def extend(self, topic: str, records: list[Outgoing], nbytes: int) -> None:
+        """Many at once; `nbytes` of keys and values."""
+        self.records.setdefault(topic, []).extend(records)
+        self.count += len(records)
+        self.nbytes += nbytes
+
     def mark(
         self, topic: str, key: bytes, value: bytes | None, timestamp_ms: int, headers: list[tuple[str, bytes]]
     ) -> None:
@@ -59,10 +64,15 @@ class Chunk:
 
 
 class Batches:
-    """The batches of one topic, a list a partition, in order; a record that fills one opens the next."""
+    """The batches of one topic, a list a partition, in order; a record that fills one opens the next.
 
-    def __init__(self, topic: str, count: int, create: Callable[[], Any], limit: int) -> None:
+    `spread` puts records into batches that are the compiled ones (`batch.py`), if `create` makes those."""
+
+    def __init__(
+        self, topic: str, count: int, create: Callable[[], Any], limit: int, spread: Spread | None = None
+    ) -> None:
         self.topic = topic
+        self._spread = spread
         self._create = create
         self._limit = limit
         self._sealed: list[list[Any]] = [[] for _ in range(count)]
@@ -82,6 +92,9 @@ class Batches:
 
     def _append(self, records: Sequence[Outgoing]) -> None:
         batches = self._open
+        if self._spread is not None:
+            self._spread(records, batches, self._put)
+            return
         for partition, record in zip(partitions([r[0] for r in records], len(batches)), records, strict=True):
             batch = batches[partition]
             key, value, timestamp, headers = record

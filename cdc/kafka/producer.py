@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import ProducerClosed
 from aiokafka.producer import sender
 
-from cdc.config import Config
+from cdc.config import Config, Kafka
 from cdc.kafka import failure
 
 BATCH_BYTES = 1 << 20  # of one batch before compression; larger ones gain nothing, a larger record gets its own
@@ -27,6 +27,11 @@ ABANDON_SECONDS = 1.0  # for the tasks of a producer in doubt to end by themselv
 def transactional_id(config: Config) -> str:
     """One a source and prefix: what fences an older writer."""
     return f"memory-cdc.{config.kafka.prefix}.{config.source_name}"
+
+
+def batch_bytes(kafka: Kafka) -> int:
+    """Of one batch before compression."""
+    return min(BATCH_BYTES, kafka.max_record_bytes)
 
 
 async def open_producer(config: Config) -> Any:
@@ -43,7 +48,7 @@ async def open_producer(config: Config) -> Any:
     producer = AIOKafkaProducer(
         acks="all",
         compression_type=None if kafka.compression == "none" else kafka.compression,
-        max_batch_size=min(BATCH_BYTES, kafka.max_record_bytes),
+        max_batch_size=batch_bytes(kafka),
         max_request_size=kafka.max_record_bytes,
         request_timeout_ms=timeout_ms,
         retry_backoff_ms=BACKOFF_MS,

@@ -33,9 +33,10 @@ from cdc.config import Config
 from cdc.errors import CdcError, ConnectError, RecordError
 from cdc.failpoint import failpoint
 from cdc.kafka import failure
+from cdc.kafka.batch import COMPILED, Batch, spread
 from cdc.kafka.chunk import Batches, Chunk, Heartbeat
 from cdc.kafka.offsets import Ends, committed_ends
-from cdc.kafka.producer import abandon, open_producer
+from cdc.kafka.producer import abandon, batch_bytes, open_producer
 from cdc.kafka.progress import encode_progress
 
 REQUEST_BYTES = 32 << 20  # under way at once; a third of the broker's usual socket.request.max.bytes (100 MiB)
@@ -115,12 +116,18 @@ class Writer:
         self._opened()
         made = []
         for topic, records in chunk.records.items():
-            topic_batches = Batches(
-                topic, self._partitions[topic], self._producer.create_batch, self._config.kafka.max_record_bytes
-            )
+            count, limit = self._partitions[topic], self._config.kafka.max_record_bytes
+            topic_batches = Batches(topic, count, self._batch, limit, spread if COMPILED else None)
             topic_batches.fill(records, chunk.markers.get(topic, ()))
             made.append(topic_batches)
         return made
+
+    def _batch(self) -> Any:
+        kafka = self._config.kafka
+        if not COMPILED:
+            return self._producer.create_batch()
+        transactional = kafka.delivery == "exactly-once"
+        return Batch(batch_bytes(kafka), kafka.compression, transactional=transactional)
 
     def _opened(self) -> None:
         if self._producer is None:

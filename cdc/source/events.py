@@ -106,11 +106,25 @@ class Message(NamedTuple):
 Event = Begin | Commit | Row | Truncate | Message
 
 
+class Run(Protocol):
+    """Messages of one kind, which become records without being events: see runs.py."""
+
+    @property
+    def layout(self) -> Any:
+        """With the `table` whose rows they are."""
+
+    def take(self, payloads: list[bytes], start: int, target: Any) -> int:
+        """Adds a record for each message from `start` on, up to the first of another kind: the index of that one."""
+
+
 class Decoder(Protocol):
     """Turns one XLogData payload into an event; pure but for the catalog it asks about unknown tables."""
 
     def options(self) -> dict[str, str]:
         """The plugin options for START_REPLICATION."""
+
+    def run(self, payload: bytes) -> Run | None:
+        """What may take this message and those that follow it."""
 
     def decode(self, payload: bytes) -> Event | None:
         """None for messages that carry nothing for us (e.g. pgoutput's Relation, Type, Origin; tables not selected).

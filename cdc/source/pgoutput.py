@@ -22,11 +22,13 @@ from cdc.source.events import (
     Event,
     Message,
     Row,
+    Run,
     Truncate,
 )
 from cdc.source.layout import Seen
 from cdc.source.pgoutput_rows import HINT, INT16, INT32, Shape, forget_unknown, read_tuple
 from cdc.source.relations import Relation
+from cdc.source.runs import COMPILED, pgoutput_run
 from cdc.source.truncation import folded
 
 _BEGIN: Final = struct.Struct("!QqI")  # commit LSN, commit time, xid
@@ -35,6 +37,7 @@ _MESSAGE: Final = struct.Struct("!BQ")  # flags (1: transactional), LSN
 _TRUNCATE: Final = struct.Struct("!IB")  # relations, options
 _COLUMN: Final = struct.Struct("!Ii")  # type oid, type modifier
 _PG_EPOCH_US: Final = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970-01-01
+_KIND_BYTES: Final = 6  # of a row: I or U, relation oid, N
 _OLD, _KEY, _NEW = b"OKN"
 
 
@@ -44,6 +47,7 @@ class PgoutputDecoder:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._shapes: dict[int, Shape | None] = {}  # by relation oid; None: not selected
+        self._runs: dict[bytes, Run] = {}  # by the beginning of their messages
         self._readers: dict[int, Callable[[bytes], Event | None]] = {
             ord("B"): self._begin,
             ord("C"): self._commit,
@@ -61,6 +65,10 @@ class PgoutputDecoder:
         """Protocol 1: whole transactions after their commit; messages need PostgreSQL 14."""
         publication = self._catalog.config.postgres.publication
         return {"proto_version": "1", "publication_names": f'"{publication}"', "messages": "true"}
+
+    def run(self, payload: bytes) -> Run | None:
+        """See `Decoder`."""
+        return self._runs.get(payload[:_KIND_BYTES])
 
     def decode(self, payload: bytes) -> Event | None:
         """One payload; see `Decoder`. Raises DecodeError, and PreconditionError for what no event can say."""
@@ -96,7 +104,17 @@ class PgoutputDecoder:
         _whole(data, at)
         relation = self._catalog.refresh(oid)
         selected = relation is not None and self._catalog.selects(relation)
-        self._shapes[oid] = self._shape(relation, tuple(seen)) if relation is not None and selected else None
+        shape = self._shapes[oid] = self._shape(relation, tuple(seen)) if relation is not None and selected else None
+        self._learn(oid, shape)
+
+    def _learn(self, oid: int, shape: Shape | None) -> None:
+        """Inserts, and updates that show no old row."""
+        for kind, op in ((b"I", b"c"), (b"U", b"u")):
+            start = kind + oid.to_bytes(4) + b"N"
+            self._runs.pop(start, None)
+            if COMPILED and shape is not None and shape.whole:
+                count = len(shape.columns).to_bytes(2)
+                self._runs[start] = pgoutput_run(op, shape.table, start + count, shape.ways)
 
     def _shape(self, relation: Relation, seen: Seen) -> Shape:
         table = self._catalog.table_of(relation, seen)

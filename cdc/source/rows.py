@@ -7,6 +7,7 @@ template once a transaction and table; what remains a row is its columns and its
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -15,9 +16,11 @@ from cdc.envelope import POSITION_HEADER, VERSION_HEADER
 from cdc.errors import MALFORMED, DecodeError, PreconditionError
 from cdc.metrics import READER_FILLED
 from cdc.source.events import Fragment, Table
+from cdc.source.runs import COMPILED, compiled
 from cdc.version import decode_vector, encode_vector
 
 Headers = list[tuple[str, bytes]]
+_FIXED = 24  # hex digits of a position before its ordinal
 OP = slice(7, 8)  # of a value, all of which begin with {"op":"c", {"op":"u" …
 _json = msgspec.json.encode
 _text = msgspec.json.Decoder(str)
@@ -42,6 +45,7 @@ class Envelope:
         self._tail = _tail(origin, table, commit, snapshot)
         self._upsert = _row(table) + self._tail
         self._column = table.version_index
+        self._target: Any = None
 
     def key(self, fragments: Sequence[Fragment]) -> bytes:
         """The record key of a row. Raises PreconditionError when the stream does not tell it."""
@@ -71,6 +75,18 @@ class Envelope:
         tail = self._tail % (self._default, b"[]", ordinal)
         value = b'{"op":"t","before":null,"after":null' + tail.replace(b'"below":null', b'"below":%b' % _json(below), 1)
         return value, self.headers(ordinal, self._default)
+
+    @property
+    def target(self) -> Any:
+        """Where runs put records (see runs.py): None without the compiled half, or where rows have version vectors."""
+        if self._target is None and COMPILED and self._column is None:
+            before, _, after = self._tail.rpartition(b"%d")
+            names = (POSITION_HEADER, VERSION_HEADER)
+            tail = b"}" + before % (self._default, b"[]")
+            self._target = compiled.Target(
+                names, self.timestamp_ms, self._position[:_FIXED], self._default, tail, after % ()
+            )
+        return self._target
 
     def headers(self, ordinal: int, vector: bytes) -> Headers:
         """Position and version vector, as tombstones carry them too."""

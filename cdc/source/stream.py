@@ -13,7 +13,8 @@ import os
 import re
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import psycopg
 from psycopg import pq, sql
@@ -24,6 +25,7 @@ from cdc.log import get
 from cdc.source.beside import beside
 from cdc.source.connection import connect, connect_error, said_in
 from cdc.source.patience import PatientConnection
+from cdc.source.runs import COMPILED, compiled
 
 log = get(__name__)
 
@@ -78,23 +80,15 @@ class Stream:
 
     def drain(self, limit: int) -> list[bytes]:
         """Payloads that are here already, up to about `limit` bytes. Raises ConnectError at its end."""
-        pg, size = self._pg, 0
         payloads: list[bytes] = []
         try:
-            pg.consume_input()
-            while size < limit:
-                count, data = pg.get_copy_data(1)
-                if count <= 0:
-                    self._ended(count)
-                    break
-                if data[0] == _XLOG_DATA:
-                    payloads.append(bytes(data[_HEADER:]))
-                self.received_lsn = max(
-                    self.received_lsn, _WAL_END.unpack_from(data, 9 if data[0] == _XLOG_DATA else 1)[0]
-                )
-                size += count
+            self._pg.consume_input()
+            size, newest, answer = drain(self._pg.get_copy_data, limit, payloads)
+            if answer <= 0:
+                self._ended(answer)
         except psycopg.Error as error:
             raise connect_error(error) from error
+        self.received_lsn = max(self.received_lsn, newest)
         self.drained_bytes = size
         if size:
             self._silent = 0.0
@@ -153,6 +147,23 @@ class Stream:
             raise ConnectError(
                 f"the replication stream ended: {text or 'server closed it'}", hint="it is started again"
             )
+
+
+def _drain(get: Callable[[int], tuple[int, Any]], limit: int, payloads: list[bytes]) -> tuple[int, int, int]:
+    """XLogData payloads that are here already → (bytes, newest LSN heard of, the last answer of `get`)."""
+    size = newest = 0
+    while size < limit:
+        count, data = get(1)
+        if count <= 0:
+            return size, newest, count
+        if data[0] == _XLOG_DATA:
+            payloads.append(bytes(data[_HEADER:]))
+        newest = max(newest, _WAL_END.unpack_from(data, 9 if data[0] == _XLOG_DATA else 1)[0])
+        size += count
+    return size, newest, 1
+
+
+drain = compiled.drain if COMPILED else _drain
 
 
 def _place(result: pq.abc.PGresult) -> str:

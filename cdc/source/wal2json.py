@@ -18,11 +18,12 @@ import msgspec
 from cdc.errors import DecodeError, PreconditionError
 from cdc.position import parse_lsn
 from cdc.source.catalog import Catalog
-from cdc.source.events import MESSAGE_PREFIX, UNCHANGED, Begin, Commit, Event, Fragment, Message, Row, Truncate
+from cdc.source.events import MESSAGE_PREFIX, UNCHANGED, Begin, Commit, Event, Fragment, Message, Row, Run, Truncate
 from cdc.source.selection import TablesChanged
 from cdc.source.truncation import Truncations
 from cdc.source.wal2json_inserts import Inserts
 from cdc.source.wal2json_rows import Rows
+from cdc.source.wal2json_runs import Runs
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -77,6 +78,7 @@ class Wal2jsonDecoder:
         self._generation = catalog.generation
         self._rows: dict[tuple[str, str], Rows | None] = {}  # None: not selected, as of the catalog's horizon
         self._inserts = Inserts()
+        self._runs = Runs()
         self._truncations = Truncations()
         self._filtered = False
 
@@ -104,6 +106,10 @@ class Wal2jsonDecoder:
             options["add-tables"] = ",".join(_escape(pattern) for pattern in self._catalog.config.postgres.tables)
         return options
 
+    def run(self, payload: bytes) -> Run | None:
+        """See `Decoder`."""
+        return self._runs.find(payload)
+
     def decode(self, payload: bytes) -> Event | None:
         """One payload; see `Decoder`. Raises DecodeError, and PreconditionError for what no event can say."""
         try:
@@ -113,7 +119,7 @@ class Wal2jsonDecoder:
                     payload = bytes(payload)
                 return self._inserts.decode(payload) or self._insert(payload, _change(payload))
             if action == 85:  # U
-                return self._update(_change(payload))
+                return self._update(payload, _change(payload))
             if action == 68:  # D
                 return self._delete(_change(payload))
             return self._other(action, payload)
@@ -133,9 +139,10 @@ class Wal2jsonDecoder:
         shape = rows.insert(change.columns)
         row = Row("c", shape.table, shape.decode(change.columns), None)
         self._inserts.learn(payload, change.columns, shape)
+        self._runs.learn(payload, change.columns, shape)
         return row
 
-    def _update(self, change: _Change) -> Row | None:
+    def _update(self, payload: bytes, change: _Change) -> Row | None:
         rows = self._of(change)
         if rows is None:
             return None
@@ -144,6 +151,7 @@ class Wal2jsonDecoder:
         new = shape.decode(columns)
         changed = shape.key_changed(columns, identity, before)
         if not changed and shape.whole:
+            self._runs.learn(payload, columns, shape, identity, before)
             return Row("u", shape.table, new, None)
         old = before.decode(identity)
         if not shape.whole:
@@ -181,6 +189,7 @@ class Wal2jsonDecoder:
             self._generation = self._catalog.generation
             self._rows.clear()
             self._inserts.clear()
+            self._runs.clear()
             if self._filtered and not self._may_filter():
                 raise TablesChanged(
                     "a table that wal2json filters for was partitioned or dropped", hint="restart the reader"

@@ -11,26 +11,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
 from cdc.source.events import Fragment, Row
+from cdc.source.runs import Item
 from cdc.source.wal2json_rows import Shape
+from cdc.source.wal2json_runs import named
 
 _VALUE = (
     rb'("[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"'
     rb"|-?[0-9][0-9.eE+-]*+|true|false|null)"
 )
-_SCHEMA = b',"schema":"'  # no name can contain it: inside a JSON string its quotes would be escaped
-_COLUMNS = b',"columns":[{'
-
-
-class Item(Protocol):
-    """A column of a message."""
-
-    name: str
-    typeoid: int
 
 
 class Inserts:
@@ -45,13 +37,12 @@ class Inserts:
 
     def decode(self, payload: bytes) -> Row | None:
         """The row, None when the message has to go the ordinary way."""
-        at = payload.find(_SCHEMA)
-        end = payload.find(_COLUMNS, at)
-        known = self._patterns.get(payload[at:end])
+        name = named(payload)
+        known = self._patterns.get(name)
         if known is None:
             return None
         pattern, shape = known
-        match = pattern.fullmatch(payload, end)
+        match = pattern.fullmatch(payload, payload.find(name) + len(name))
         if match is None:
             return None
         row: list[Fragment] = list(match.groups())
@@ -61,13 +52,12 @@ class Inserts:
 
     def learn(self, payload: bytes, items: Sequence[Item], shape: Shape) -> None:
         """Makes the pattern from an insert that went the ordinary way."""
-        at = payload.find(_SCHEMA)
-        end = payload.find(_COLUMNS, at)
-        if not shape.direct or at < 0 or end < 0:
+        name = named(payload)
+        if not shape.direct or not name:
             return
         columns = [
             re.escape(b'{"name":%b,"typeoid":%d,"value":' % (msgspec.json.encode(item.name), item.typeoid)) + _VALUE
             for item in items
         ]
         pattern = re.escape(b',"columns":[') + rb"\},".join(columns) + rb"\}\]\}"
-        self._patterns[payload[at:end]] = (re.compile(pattern), shape)
+        self._patterns[name] = (re.compile(pattern), shape)

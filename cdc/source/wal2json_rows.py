@@ -17,6 +17,7 @@ from cdc.source.catalog import Catalog
 from cdc.source.events import NULL, UNCHANGED, UNKNOWN, Column, Fragment, Table
 from cdc.source.layout import Seen, travelling
 from cdc.source.relations import Relation
+from cdc.source.runs import Way
 from cdc.source.types import BOOL, BYTEA, FLOATS, INTEGERS, NONFINITE, boolean, floating, integer, string
 
 Items = Sequence[Any]  # of name: str, typeoid: int, value: msgspec.Raw
@@ -35,13 +36,17 @@ class Shape:
     def __init__(self, table: Table, seen: Seen) -> None:
         self.table = table
         index = {column.name: i for i, column in enumerate(table.columns)}
-        self._targets = [index.get(name, -1) for name, _ in seen]
-        self._converters = [None if at < 0 else converter(table.columns[at]) for at in self._targets]
-        self.whole = set(self._targets) >= set(range(len(index)))
-        self.direct = self._targets == list(range(len(index)))
+        self.targets = [index.get(name, -1) for name, _ in seen]
+        self._converters = [None if at < 0 else converter(table.columns[at]) for at in self.targets]
+        self.whole = set(self.targets) >= set(range(len(index)))
+        self.direct = self.targets == list(range(len(index)))
         self.conversions = [(i, convert) for i, convert in enumerate(self._converters) if convert is not None]
-        place = {at: i for i, at in enumerate(self._targets)}
+        place = {at: i for i, at in enumerate(self.targets)}
         self._key = [place.get(at) for at in table.key]
+        self.ways = [
+            Way(at, _how(convert), convert) for at, convert in zip(self.targets, self._converters, strict=True)
+        ]
+        self.key_ways = [self.ways[i] for i in self._key if i is not None]
 
     def decode(self, items: Items) -> list[Fragment]:
         """A fragment a column, UNCHANGED for those the message lacks."""
@@ -58,7 +63,7 @@ class Shape:
                 for item, convert in zip(items, self._converters, strict=True)
             ]
         row: list[Fragment] = [UNCHANGED] * len(self.table.columns)
-        for item, convert, at in zip(items, self._converters, self._targets, strict=True):
+        for item, convert, at in zip(items, self._converters, self.targets, strict=True):
             if at >= 0:
                 row[at] = bytes(item.value) if convert is None else convert(bytes(item.value))
         return row
@@ -175,6 +180,10 @@ def converter(column: Column) -> Convert | None:
 
 def _finite(value: bytes) -> Fragment:
     return UNKNOWN if value == NULL else value
+
+
+def _how(convert: Convert | None) -> str:
+    return "splice" if convert is None else "splice value" if convert is _finite else "call"
 
 
 def _nullable(convert: Convert, null: Fragment = NULL) -> Convert:

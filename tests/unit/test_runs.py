@@ -1,0 +1,153 @@
+"""Runs make the records that decoder, assembler and envelope make, or leave a message to them: byte for byte."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from cdc.assembler import Assembler
+from cdc.errors import CdcError
+from cdc.source.events import Decoder
+from cdc.source.runs import COMPILED, literals
+from tests.unit.frames.record import recorded
+from tests.unit.mutation import mutated
+from tests.unit.test_assembler import assembler
+
+pytestmark = pytest.mark.skipif(not COMPILED, reason="the compiled half is not there: everything goes the ordinary way")
+FRAMES = {plugin: recorded(plugin)[0] for plugin in ("wal2json", "pgoutput")}
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12),
+    st.sampled_from(["", "plain", 'q"', "back\\slash", "new\nline", "é", "\x7f", "null"]),
+)
+TAKEN = {"I": 0, "U": 0}
+
+
+def fed(frames: list[bytes], decoder: Decoder, to: Assembler, *, runs: bool) -> tuple[Any, int]:
+    """What came of the frames, as far as they went; how many messages runs took."""
+    at = taken = 0
+    with suppress(CdcError):
+        while at < len(frames):
+            run = decoder.run(frames[at]) if runs else None
+            stop = to.run(run, frames, at) if run is not None else at
+            taken += stop - at
+            if stop == at:
+                event = decoder.decode(frames[at])
+                stop += 1
+                if event is not None:
+                    to.add(event)
+            at = stop
+    chunk = to.take()
+    return (chunk.records, chunk.count, chunk.nbytes, chunk.progress, len(chunk.holes), to.full, at), taken
+
+
+def same(plugin: str, frames: list[bytes], rows: int = 1000) -> int:
+    """Both ways give the same; how many messages runs took."""
+    found, taken = fed(frames, recorded(plugin)[1], assembler(rows=rows), runs=True)
+    wanted, _ = fed(frames, recorded(plugin)[1], assembler(rows=rows), runs=False)
+    assert found == wanted
+    return taken
+
+
+def rows_of(plugin: str) -> list[bytes]:
+    """An insert, and updates that show the whole row."""
+    marks = (b'{"action":"I"', b'{"action":"U"') if plugin == "wal2json" else (b"I", b"U")
+    return [frame for frame in FRAMES[plugin] if frame.startswith(marks)]
+
+
+@pytest.mark.parametrize("plugin", FRAMES)
+def test_the_recorded_workload_again_and_again(plugin: str) -> None:
+    begin, *rest = FRAMES[plugin]
+    assert same(plugin, [begin, *rest, begin, *rest]) > 0
+    inserts = [frame for frame in rows_of(plugin) if b"long" in frame][:1]
+    announced = rest[: rest.index(inserts[0])]
+    assert same(plugin, [begin, *announced, *inserts * 5]) >= 4
+    assert same(plugin, [begin, *announced, *inserts * 5], rows=3) >= 2
+
+
+@pytest.mark.parametrize("plugin", FRAMES)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_broken_frames_among_good_ones(plugin: str, data: st.DataObject) -> None:
+    frames = [*FRAMES[plugin], FRAMES[plugin][0]]
+    frames += data.draw(st.lists(mutated(rows_of(plugin)) | st.sampled_from(FRAMES[plugin]), max_size=6))
+    same(plugin, frames, rows=data.draw(st.sampled_from([1000, 20, 3])))
+
+
+INSERT = (
+    '{"action":"I","xid":9,"schema":"public","table":"notes","columns":[{"name":"id","typeoid":23,"value":%s},'
+    '{"name":"body","typeoid":25,"value":%s},{"name":"score","typeoid":700,"value":%s},'
+    '{"name":"price","typeoid":1700,"value":%s},{"name":"data","typeoid":17,"value":%s},'
+    '{"name":"tags","typeoid":1009,"value":%s},{"name":"ok","typeoid":16,"value":%s}]}'
+)
+UPDATE = INSERT.replace('"I"', '"U"')[:-1] + ',"identity":[{"name":"id","typeoid":23,"value":%s}]}'
+JSON_TEXTS = st.sampled_from(['"plain"', '"a\\nb"', '"\\u00e9"', '"é"', '"\\x"', '"open', '"tab\t"', "null", '""'])
+NUMBERS = st.sampled_from(
+    [
+        "1",
+        "-1",
+        "0",
+        "1.50",
+        "-0.5",
+        "1e+20",
+        "-",
+        "--1",
+        "1.",
+        ".5",
+        "1.e5",
+        "1e",
+        "007",
+        "-0",
+        "null",
+        "NaN",
+        "12ab",
+        "",
+    ]
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    values=st.tuples(
+        NUMBERS, JSON_TEXTS, NUMBERS, NUMBERS, st.sampled_from(['"00ff"', "null", '"0"']),
+        st.sampled_from(['"{a,NULL}"', '"{}"', "null", '"{"']), st.sampled_from(["true", "false", "null", "tru"]),
+    ),
+    old=NUMBERS,
+)  # fmt: skip
+@example(values=("7", '"plain"', "0.5", "1.50", "null", '"{}"', "true"), old="7")
+def test_values_of_every_kind_wal2json(values: tuple[str, ...], old: str) -> None:
+    good = ("7", '"plain"', "0.5", "1.50", "null", '"{}"', "true")
+    begin = FRAMES["wal2json"][0]
+    inserts = [INSERT % good, INSERT % good, INSERT % values, INSERT % good]
+    updates = [UPDATE % (*good, "7"), UPDATE % (*good, "7"), UPDATE % (*values, old), UPDATE % (*good, "7")]
+    TAKEN["I"] += same("wal2json", [begin, *[text.encode() for text in inserts]])
+    TAKEN["U"] += same("wal2json", [begin, *[text.encode() for text in updates]])
+
+
+def test_runs_took_some_of_both() -> None:
+    assert min(TAKEN.values()) >= 600
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    texts=st.tuples(NUMBERS, TEXTS, NUMBERS, NUMBERS, st.sampled_from(["\\x00ff", "00"]), st.sampled_from(["{}", "{a"]),
+                    st.sampled_from(["t", "f", "x"])),
+    kinds=st.lists(st.sampled_from("tttnu"), min_size=7, max_size=7),
+    action=st.sampled_from([b"I", b"U"]), more=st.binary(max_size=2),
+)  # fmt: skip
+def test_values_of_every_kind_pgoutput(texts: tuple[str, ...], kinds: list[str], action: bytes, more: bytes) -> None:
+    frames = FRAMES["pgoutput"]
+    first = next(i for i, frame in enumerate(frames) if frame.startswith(b"I"))
+    message = bytearray(action + frames[first][1:8])
+    for kind, text in zip(kinds, texts, strict=True):
+        raw = text.encode()
+        message += b"t" + len(raw).to_bytes(4) + raw if kind == "t" else kind.encode()
+    same("pgoutput", [*frames[: first + 1], bytes(message), bytes(message) + more, frames[first]])
+
+
+def test_the_parts_of_a_template() -> None:
+    assert literals(b'"a%%b":%b,"%%":%b') == (b'"a%b":', b',"%":', b"")
+    assert literals(b"%%%b") == (b"%", b"")
