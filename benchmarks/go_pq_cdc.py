@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ USUAL = "/usr/local/go/bin"  # where Go's own installation puts it, often not on
 KEY = ("id",)  # of every table in `benchmarks.source`
 BATCH_RECORDS = 10_000
 BATCH_MILLISECONDS = 10  # a tenth of its benchmark's: it shows in the latency
-SHOWN = 600  # characters of what go said
+SHOWN = 300  # characters of what go said
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,16 @@ def build(go: str, files: list[Path], folder: Path) -> None:
         command = [go, "build", "-mod=mod", "-o", "peer", "."]
         done = subprocess.run(command, cwd=draft, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode != 0:
-            said = " ".join((done.stdout + done.stderr).split())[:SHOWN]
-            raise PreconditionError(f"go could not fetch or build it: {said}", hint="see to the network")
+            raise PreconditionError(f"go could not fetch or build it: {reason(done.stderr)}")
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def reason(said: str) -> str:
+    """The first thing that go did not like; addresses are left out."""
+    lines = [line for line in said.splitlines() if not line.startswith("go: downloading")]
+    return re.sub(r"reading https?://\S+ ", "", lines[0])[:SHOWN] if lines else "it said nothing"
 
 
 def settings(lane: Lane) -> dict[str, object]:
