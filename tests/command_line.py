@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cdc.embedded.folder import free_port
 from tests.waiting import LIMIT_SECONDS
 
 
@@ -25,6 +26,20 @@ def toml_of(data: Mapping[str, Any]) -> str:
         for title, table in (nested or {section: values}).items():
             lines += [f"[{title}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def free_ports() -> dict[str, dict[str, int]]:
+    """The sections [metrics] and [gateway] with a port for each process."""
+    ports: dict[str, int] = {}
+    for name in ("reader_port", "redis_port", "faiss_port", "port"):
+        ports[name] = free_port(set(ports.values()))
+    return {"gateway": {"port": ports.pop("port")}, "metrics": ports}
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory a process ever held (VmHWM, proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 class CommandLine:

@@ -33,7 +33,7 @@ from cdc.source.heartbeat import HEARTBEAT
 from consumers.faiss import FaissStore
 from consumers.redis import RedisStore
 from consumers.runtime import Runtime
-from tests.command_line import toml_of
+from tests.command_line import peak_bytes, toml_of
 from tests.waiting import LIMIT_SECONDS, until
 
 DATABASES = 16  # Redis' default number of logical databases
@@ -140,9 +140,8 @@ class CommandChild:
         return self.process.wait(LIMIT_SECONDS)
 
     def peak_bytes(self) -> int:
-        """The most memory it ever held (VmHWM, proc(5))."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+        """The most memory it ever held."""
+        return peak_bytes(self.process.pid)
 
 
 class Running:

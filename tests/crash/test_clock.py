@@ -14,12 +14,11 @@ import psycopg
 import pytest
 
 from cdc.config import parse
-from cdc.embedded import Endpoints, Server, Servers
-from cdc.embedded.folder import free_port
+from cdc.embedded import Server, Servers
 from cdc.embedded.kafka import Kafka
 from cdc.embedded.postgres import Postgres
 from cdc.embedded.redis import Redis
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, free_ports
 from tests.comparison import assert_in_order, table_dump
 from tests.crash.clocks import Clock, clocks
 from tests.pipeline import MEMORIES, settings
@@ -70,7 +69,9 @@ class Rig:
 
     def equal(self) -> bool:
         """`cdc verify` finds no difference; it waits for the stores itself."""
-        return self.command.run("verify").returncode == 0
+        done = self.command.run("verify")
+        print(done.stdout, done.stderr)
+        return done.returncode == 0
 
     def lags_are_small(self) -> bool:
         """Those that `cdc status` tells. Until the next heartbeat, one of the time before the jump is an hour old, by
@@ -95,23 +96,14 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             with times[name].of(kind):
                 endpoints = server.start()
             found[field] = getattr(endpoints, field)
-        data = made(replace(endpoints, plugin="wal2json", **found), folder)
+        endpoints = replace(endpoints, plugin="wal2json", **found)
+        data = settings(endpoints, endpoints.postgres_dsn, folder, **free_ports())
         with psycopg.connect(data["postgres"]["dsn"], autocommit=True) as connection:
             connection.execute(MEMORIES)
         rig = Rig(data, folder, times)
         for name, arguments in PROCESSES.items():
             stack.enter_context(rig.command.running(*arguments, **times[name].environment))
         yield rig
-
-
-def made(servers: Endpoints, folder: Path) -> dict[str, Any]:
-    ports: set[int] = set()
-    for _ in range(4):
-        ports.add(free_port(ports))
-    names = (*PORTS.values(), "port")
-    given = dict(zip(names, sorted(ports), strict=True))
-    port = given.pop("port")
-    return settings(servers, servers.postgres_dsn, folder, metrics=given, gateway={"port": port})
 
 
 @pytest.mark.parametrize("victim", [*SERVERS, *PROCESSES])

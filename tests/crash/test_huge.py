@@ -8,33 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 import redis
 from prometheus_client import REGISTRY
 
 from cdc.commands.exposition import read_samples, total
-from cdc.config import Config, parse
+from cdc.config import Config
 from cdc.embedded import Endpoints
-from cdc.embedded.folder import free_port
-from cdc.errors import RecordError, StuckError
+from cdc.errors import StuckError
 from cdc.reader import Reader
-from tests.command_line import CommandLine
-from tests.comparison import redis_rows, rows_of, table_dump
-from tests.pipeline import MEMORIES, Running, config_of, pipeline, settings, source
+from tests.command_line import CommandLine, free_ports, peak_bytes
+from tests.pipeline import config_of, settings, source
 from tests.waiting import LIMIT_SECONDS, until
 
 HUGE = bool(os.environ.get("CDC_HUGE"))
 MIB = 1 << 20
-SMALL_LIMIT = 1 << 16  # the smallest max_record_bytes
-BIG = 3 * SMALL_LIMIT  # a row's text above it
 
 ROWS = 1_000_000 if HUGE else 30_000
 WIDE = 50 * MIB if HUGE else 10 * MIB
@@ -49,30 +43,11 @@ WIDE_TIMES = 10  # a wide row is held as received, as JSON, as a record, as a ba
 WIDE_EXTRA = 64 * MIB  # beside: what libpq and the allocator keep
 
 
-def peak(process: subprocess.Popen[bytes]) -> int:
-    """The most memory it ever held, in bytes."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-
-
-@pytest.fixture
-def dsn(dsn: str) -> str:
-    """With the table."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(MEMORIES)
-    return dsn
-
-
 class Processes:
     """`cdc reader` and both consumers, measured."""
 
     def __init__(self, servers: Endpoints, dsn: str, folder: Path) -> None:
-        ports: set[int] = set()
-        self.ports = {name: free_port(ports) for name in ("reader_port", "redis_port", "faiss_port", "port")}
-        self.data = settings(
-            servers, dsn, folder, metrics={name: self.ports[name] for name in self.ports if name != "port"},
-            gateway={"port": self.ports["port"]},
-        )  # fmt: skip
+        self.data = settings(servers, dsn, folder, **free_ports())
         self.config = config_of(servers, dsn, folder, **self.data)
         self.command = CommandLine(folder, self.data)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -87,11 +62,11 @@ class Processes:
 
     def peaks(self) -> dict[str, int]:
         """By process, in bytes."""
-        return {name: peak(process) for name, process in self.running.items()}
+        return {name: peak_bytes(process.pid) for name, process in self.running.items()}
 
     async def rows(self, store: str) -> int | None:
         """As the store's own consumer counts them."""
-        samples = await read_samples(f"127.0.0.1:{self.ports[f'{store}_port']}", 3)
+        samples = await read_samples(f"127.0.0.1:{self.data['metrics'][f'{store}_port']}", 3)
         records = total(samples, "cdc_store_records_total", store=store, op="upsert")
         return None if records is None else int(records)
 
@@ -129,8 +104,8 @@ def table(title: str, before: Mapping[str, int], after: Mapping[str, int]) -> No
         print(f"  {name}: VmHWM {before[name] / MIB:.0f} → {after[name] / MIB:.0f} MiB")
 
 
-async def test_a_transaction_of_very_many_rows(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
-    processes = Processes(servers, dsn, tmp_path)
+async def test_a_transaction_of_very_many_rows(servers: Endpoints, table_dsn: str, tmp_path: Path) -> None:
+    processes = Processes(servers, table_dsn, tmp_path)
     fill = (
         "INSERT INTO memories SELECT n, 'who', 'text ' || n, n, n, '{}', array[n,0,0,0,0,0,0,1]::real[]"
         " FROM generate_series(%s::int, %s::int) n"
@@ -153,9 +128,9 @@ async def test_a_transaction_of_very_many_rows(servers: Endpoints, dsn: str, tmp
     assert after["faiss"] < before["faiss"] + CONSUMER_EXTRA + ROWS * ROW_BYTES
 
 
-async def test_a_very_wide_row(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
+async def test_a_very_wide_row(servers: Endpoints, table_dsn: str, tmp_path: Path) -> None:
     """Text that does not compress, inserted, and taken along by an update that does not touch it."""
-    processes = Processes(servers, dsn, tmp_path)
+    processes = Processes(servers, table_dsn, tmp_path)
     with processes.up(), source(processes.config) as connection:
         await until(lambda: started(processes), "all processes")
         connection.execute(
@@ -178,140 +153,9 @@ async def test_a_very_wide_row(servers: Endpoints, dsn: str, tmp_path: Path) -> 
         assert after[name] < before[name] + WIDE_TIMES * WIDE + WIDE_EXTRA, name
 
 
-def content(connection: psycopg.Connection, number: int, size: int) -> None:
-    """Inserts the row or gives it another text; the vector says which."""
-    connection.execute(
-        "INSERT INTO memories (id, content, embedding) VALUES (%(id)s, repeat('x', %(size)s), %(vector)s)"
-        " ON CONFLICT (id) DO UPDATE SET content = excluded.content, embedding = excluded.embedding",
-        {"id": number, "size": size, "vector": [float(size), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]},
-    )
-
-
-@pytest.fixture
-def small(servers: Endpoints, dsn: str, tmp_path: Path) -> Config:
-    """A limit that a row passes quickly."""
-    kafka = {"bootstrap": servers.kafka_bootstrap, "max_record_bytes": SMALL_LIMIT, "oversized": "dead-letter"}
-    data = settings(servers, dsn, tmp_path)
-    data["kafka"] |= kafka
-    return config_of(servers, dsn, tmp_path, **data)
-
-
-async def test_a_row_that_is_set_aside_comes_back(small: Config) -> None:
-    """Inserted too large, grown too large, left too large by an update of another column, shrunk, deleted."""
-    with source(small) as connection:
-        content(connection, 1, BIG)  # met by the snapshot
-        content(connection, 2, 10)
-        content(connection, 3, 10)
-        async with pipeline(small) as running:
-            await running.caught_up()
-            assert await lacking(running) == {"1"}
-            content(connection, 2, BIG)
-            content(connection, 4, BIG)
-            await running.caught_up()
-            assert await lacking(running) == {"1", "2", "4"}
-            connection.execute("UPDATE memories SET who = 'else' WHERE id IN (1, 3)")  # 1: its text is filled in
-            await running.restart()
-            await running.caught_up()
-            assert await lacking(running) == {"1", "2", "4"}
-            assert await letters(small) == {"1", "2", "4"}
-            content(connection, 1, 20)
-            content(connection, 2, 20)
-            connection.execute("DELETE FROM memories WHERE id = 4")
-            await running.caught_up()
-            assert await lacking(running) == set()
-            assert await letters(small) == set()
-            records = await table_dump(small)
-            assert max(len(record.value or b"") for record in records) < SMALL_LIMIT
-
-
-async def lacking(running: Running) -> set[str | None]:
-    """Rows that PostgreSQL has and neither store, not even as it was before; all others are equal."""
-    expected = {row["id"]: row for row in await asyncio.to_thread(rows_of, running.config)}
-    held = {row["id"]: row for row in await asyncio.to_thread(redis_rows, running.config)}
-    index = {str(json.loads(key)["id"]) async for key, _position in running.index.scan("public", "memories")}
-    assert {key: row for key, row in expected.items() if key in held} == held
-    assert index == held.keys()
-    return expected.keys() - held.keys()
-
-
-async def letters(config: Config) -> set[str]:
-    from cdc.commands.letters import filed
-
-    found = [each.letter for each in await filed(config, "reader") if each.open]
-    assert all(letter.position and letter.reason == "too_large" for letter in found)
-    return {str(json.loads(letter.key or b"")["id"]) for letter in found}
-
-
-async def test_a_row_above_the_limit_blocks_with_words(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
-    """The process stays up, says so in metrics and status, watches its slot, and goes on once it may."""
-    ports: set[int] = set()
-    data = settings(servers, dsn, tmp_path, kafka={"bootstrap": servers.kafka_bootstrap})
-    data["metrics"] = {name: free_port(ports) for name in ("reader_port", "redis_port", "faiss_port")}
-    data["kafka"] |= {"max_record_bytes": SMALL_LIMIT}
-    command = CommandLine(tmp_path, data)
-    with source(parse(data)) as connection:
-        connection.execute("INSERT INTO memories (id, content) VALUES (1, repeat('x', %s))", [BIG])
-    with command.running("reader") as process:
-        blocked = {"name": "cdc_reader_blocked", "reason": "too_large"}
-        await until(lambda: _shows(data, 1, **blocked), "the metric")
-        await until(lambda: _shows(data, 0, name="cdc_slot_active"), "the slot nobody reads")
-        status = await asyncio.to_thread(command.json, "status", code=1)
-        assert status["processes"]["reader"]["up"] is False
-        assert "too_large" in status["processes"]["reader"]["reason"]
-        assert process.poll() is None
-        process.terminate()
-        assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 2
-    said = (tmp_path / "reader.log").read_text().splitlines()[-1]
-    assert said.startswith("cdc: a row of public.memories at 1:")
-    assert "reader-blocked" in said
-    assert "xxx" not in said
-
-
-async def _shows(data: Mapping[str, Any], value: float, *, name: str, **labels: str) -> bool:
-    try:
-        samples = await read_samples(f"127.0.0.1:{data['metrics']['reader_port']}", 3)
-    except Exception as error:  # noqa: BLE001 - it has not started yet
-        print("waiting", type(error).__name__)
-        return False
-    return total(samples, name, **labels) == value
-
-
-@pytest.mark.parametrize("oversized", ["stop", "dead-letter"])
-async def test_kafka_refuses_what_we_allow(servers: Endpoints, dsn: str, tmp_path: Path, oversized: str) -> None:
-    """Somebody lowered the topic's limit while the reader ran: told, and nothing is skipped."""
-    from aiokafka.admin import AIOKafkaAdminClient
-    from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-
-    data = settings(servers, dsn, tmp_path)
-    data["kafka"] |= {"oversized": oversized}
-    config = config_of(servers, dsn, tmp_path, **data)
-    reader = Reader(config, gap_seconds=0)
-    running = asyncio.ensure_future(reader.run())
-    await until(lambda: reader.progress is not None and reader.progress.position.commit_lsn > 0, "progress")
-    admin = AIOKafkaAdminClient(**config.kafka.client_options())
-    await admin.start()
-    topic = config.kafka.table_topic("public", "memories")
-    await admin.alter_configs(
-        [ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(SMALL_LIMIT)})]
-    )
-    await admin.close()
-    with source(config) as connection:
-        await asyncio.to_thread(_bulky, connection)
-        with pytest.raises(RecordError, match=r"max\.message\.bytes"):
-            await asyncio.wait_for(running, LIMIT_SECONDS)
-    assert await table_dump(config) == []
-
-
-def _bulky(connection: psycopg.Connection) -> None:
-    """Not compressible, so that it is too large for Kafka also compressed."""
-    connection.execute("INSERT INTO memories (id, content) VALUES (1, %s)", [os.urandom(BIG).hex()])
-
-
-async def test_a_change_that_cannot_be_shown_is_refused(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
+async def test_a_change_that_cannot_be_shown_is_refused(servers: Endpoints, table_dsn: str, tmp_path: Path) -> None:
     """The publication was dropped and made again: what was written in between fails in the plugin every time."""
-    data = settings(servers, dsn, tmp_path)
-    data["postgres"] |= {"plugin": "pgoutput"}
-    config = config_of(servers, dsn, tmp_path, **data)
+    config = config_of(servers, table_dsn, tmp_path, postgres={"plugin": "pgoutput"})
     with source(config) as connection:
         async with _stopped_after_start(config):
             pass
@@ -342,9 +186,9 @@ async def _refused_as_stuck(config: Config, remedy: str) -> None:
 
 
 @pytest.mark.skipif(not HUGE, reason="CDC_HUGE=1: 3 GB of memory, minutes")
-async def test_a_row_that_the_plugin_cannot_show(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
+async def test_a_row_that_the_plugin_cannot_show(servers: Endpoints, table_dsn: str, tmp_path: Path) -> None:
     """200 MB that wal2json writes as 1.2 GB of JSON: its buffer ends at 1 GB."""
-    config = config_of(servers, dsn, tmp_path)
+    config = config_of(servers, table_dsn, tmp_path)
     if config.postgres.plugin != "wal2json":
         pytest.skip("wal2json alone writes so much")
     with source(config) as connection:
@@ -357,9 +201,9 @@ async def test_a_row_that_the_plugin_cannot_show(servers: Endpoints, dsn: str, t
 
 @pytest.mark.skipif(not HUGE, reason="CDC_HUGE=1: 3 GB of memory, minutes")
 @pytest.mark.parametrize("plugin", ["wal2json", "pgoutput"])
-async def test_a_row_above_512_mb(servers: Endpoints, dsn: str, tmp_path: Path, plugin: str) -> None:
+async def test_a_row_above_512_mb(servers: Endpoints, table_dsn: str, tmp_path: Path, plugin: str) -> None:
     """Set aside, everything behind it goes on; the peak is a small multiple of the row."""
-    processes = Processes(servers, dsn, tmp_path)
+    processes = Processes(servers, table_dsn, tmp_path)
     processes.data["kafka"]["oversized"] = "dead-letter"
     processes.data["postgres"]["plugin"] = plugin
     processes.command = CommandLine(tmp_path, processes.data)

@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from cdc.embedded import Endpoints
 from cdc.embedded.folder import free_port
 from cdc.migrations import migrate
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, free_ports
 from tests.conftest import fresh_database
 from tests.pipeline import settings
 from tests.waiting import until
@@ -31,13 +31,7 @@ TEXT = {TABLE: {"text": "content", "version_column": "version_vector", "redis_ke
 def data(servers: Endpoints, database: str, tmp_path: Path) -> dict[str, Any]:
     """Settings for the canonical table in the module's database."""
     migrate(database)
-    made = settings(servers, database, tmp_path, tables=TEXT, faiss={"metric": "cosine"})
-    ports: set[int] = set()
-    for section, names in {"metrics": ("reader_port", "redis_port", "faiss_port"), "gateway": ("port",)}.items():
-        made.setdefault(section, {})
-        for name in names:
-            made[section][name] = free_port(ports)
-            ports.add(made[section][name])
+    made = settings(servers, database, tmp_path, tables=TEXT, faiss={"metric": "cosine"}, **free_ports())
     with redis.Redis.from_url(made["redis"]["url"]) as client:
         client.flushdb()
     return made

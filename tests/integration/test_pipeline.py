@@ -6,18 +6,17 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 
 from cdc.config import load
 from cdc.embedded import Endpoints
-from cdc.embedded.folder import Folder, free_port
+from cdc.embedded.folder import Folder
 from cdc.errors import PreconditionError
 from cdc.migrations import migrate
 from cdc.pipeline import Pipeline
-from tests.command_line import toml_of
+from tests.command_line import free_ports, toml_of
 from tests.pipeline import settings
 
 TEXT = {"public.memories": {"text": "content"}}
@@ -27,10 +26,7 @@ TEXT = {"public.memories": {"text": "content"}}
 def path(servers: Endpoints, database: str, tmp_path: Path) -> Path:
     """A configuration with free ports."""
     migrate(database)
-    data: dict[str, Any] = settings(servers, database, tmp_path, tables=TEXT, faiss={"metric": "cosine"})
-    reader, memory, index, gateway = (free_port(set()) for _ in range(4))
-    data["metrics"] = {"reader_port": reader, "redis_port": memory, "faiss_port": index}
-    data["gateway"] = {"port": gateway}
+    data = settings(servers, database, tmp_path, tables=TEXT, faiss={"metric": "cosine"}, **free_ports())
     with redis.Redis.from_url(data["redis"]["url"]) as client:
         client.flushdb()
     path = tmp_path / "cdc.toml"
