@@ -47,7 +47,8 @@ async def run(bench: Bench) -> list[Result]:
     """Kafka for everyone; then Redis, then the index."""
     results: list[Result] = []
     rates = QUICK_RATES if bench.quick else RATES
-    ours = [engine for engine in (Ours("wal2json"), Ours("pgoutput")) if unusable(engine) is None]
+    plugins = ("pgoutput",) if bench.quick else ("wal2json", "pgoutput")
+    ours = [engine for engine in map(Ours, plugins) if unusable(engine) is None]
     peers = [engine for engine in PEERS if (reason := unusable(engine)) is None or bench.tell(f"left out: {reason}")]
     kafka = {engine: await at_rates(bench, engine, rates) for engine in (*ours, *peers)}
     for engine, rated in kafka.items():
