@@ -1,8 +1,9 @@
 """From ten thousand rows to millions: rates have to stay flat, and what looks at every row may only grow in proportion.
 
-Each size has a table of its own, of 100-byte rows, which the reader snapshots into Kafka and the Redis consumer puts
-into Redis. Then the reader is stopped, changes are made, and it starts again: how long until the first of them is in
-Kafka, and how fast do they come. At last `cdc verify` compares Redis with PostgreSQL; a difference ends the benchmark.
+Each size has a table of its own, of 100-byte rows, which the reader snapshots into Kafka. Then the reader is stopped,
+changes are made, and it starts again: how long until the first of them is in Kafka, and how fast do they come. After
+that the Redis consumer takes everything, and `cdc verify` compares Redis with PostgreSQL; a difference ends the
+benchmark.
 """
 
 from __future__ import annotations
@@ -90,12 +91,11 @@ async def measured(bench: Bench, rows: int) -> Size:
         settings = bench.settings(dsn, source.NOTES, postgres={"plugin": bench.endpoints.plugin})
         lane = Lane(settings, parse(settings), source.NOTES)
         snapshot, _first, peak = await carried(bench, connection, lane, rows)
+        source.write_notes(dsn, load, bench.seed)
+        source.log_end(connection)
+        stream, first, _peak = await carried(bench, connection, lane, rows + load.changes, rows)
         with bench.start("redis", settings) as consumer, Redis.from_url(lane.config.redis.url) as server:
-            redis = filled(server, consumer, rows)
-            source.write_notes(dsn, load, bench.seed)
-            source.log_end(connection)
-            stream, first, _peak = await carried(bench, connection, lane, rows + load.changes, rows)
-            filled(server, consumer, rows + load.changes)
+            redis = filled(server, consumer, rows + load.changes)
             with bench.start("reader", settings) as reader:
                 wait_for_slot(connection, lane.slot, reader)
                 begun = time.monotonic()
