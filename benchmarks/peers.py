@@ -37,7 +37,6 @@ class Target:
 
 TARGETS = (Target(Debezium(), 4, 1 / 3, 1 / 4), Target(GoPqCdc(), 1))
 
-
 Rounds = dict[Engine, list[Drained]]
 
 
@@ -105,7 +104,10 @@ def noise(runs: Sequence[Drained]) -> float:
 
 def table(rounds: Rounds) -> Grid:
     """A row an engine."""
-    columns = ("engine", "delivery", "rows/s", "round 1", "round 2", "CPU s per million", "peak MiB", "seconds in all")
+    columns = (
+        "engine", "delivery", "rows/s", "round 1", "round 2", "CPU s per million", "with warm-up", "peak MiB",
+        "seconds in all",
+    )  # fmt: skip
     rows: list[tuple[str | float, ...]] = [
         (
             engine.name,
@@ -113,6 +115,7 @@ def table(rounds: Rounds) -> Grid:
             round(mean(runs, "rate")),
             *(round(run.rate) for run in runs),
             round(mean(runs, "cpu"), 1),
+            round(mean(runs, "cpu_whole"), 1),
             round(mean(runs, "peak") / MIB),
             round(mean(runs, "seconds"), 1),
         )
