@@ -11,7 +11,9 @@ from pathlib import Path
 
 from cdc.config import Config, Faiss
 from cdc.doctor.finding import Finding, error, ok, warning
+from cdc.kafka import batch
 from cdc.listening import REMEDY, is_loopback
+from cdc.source import runs
 
 AREA = "machine"
 ANSWER_SECONDS = 1.0
@@ -21,11 +23,23 @@ LEAST_BYTES = 256 << 20  # an index of 100,000 vectors of 384 dimensions, its sn
 def check(config: Config) -> Iterator[Finding]:
     """Raises nothing."""
     yield from _folder(config.faiss)
+    yield _compiled()
     metrics = config.metrics
     yield from _port("the reader's metrics", metrics.host, metrics.reader_port)
     yield from _port("the Redis consumer's metrics", metrics.host, metrics.redis_port)
     yield from _port("the FAISS consumer's metrics", metrics.host, metrics.faiss_port)
     yield from _port("the gateway", config.gateway.host, config.gateway.port)
+
+
+def _compiled() -> Finding:
+    if batch.COMPILED and runs.COMPILED:
+        return ok(AREA, "the hot path is compiled")
+    return warning(
+        AREA,
+        "the hot path is not compiled: the reader needs twice the CPU time a row",
+        "install a C compiler and Python's headers (gcc, python3-dev) and install this package again; unset "
+        "CDC_PURE_PYTHON",
+    )
 
 
 def _folder(settings: Faiss) -> Iterator[Finding]:

@@ -81,11 +81,16 @@ class Stream:
     def drain(self, limit: int) -> list[bytes]:
         """Payloads that are here already, up to about `limit` bytes. Raises ConnectError at its end."""
         payloads: list[bytes] = []
+        size = newest = more = 0
         try:
-            self._pg.consume_input()
-            size, newest, answer = drain(self._pg.get_copy_data, limit, payloads)
-            if answer <= 0:
-                self._ended(answer)
+            while size < limit:  # libpq takes in 16 kB at a time
+                self._pg.consume_input()
+                more, heard, answer = drain(self._pg.get_copy_data, limit - size, payloads)
+                size, newest = size + more, max(newest, heard)
+                if answer < 0:
+                    self._ended()
+                if not more:
+                    break
         except psycopg.Error as error:
             raise connect_error(error) from error
         self.received_lsn = max(self.received_lsn, newest)
@@ -137,16 +142,13 @@ class Stream:
         self._connection.close()
         os.close(self._fd)
 
-    def _ended(self, count: int) -> None:
-        """`count` as get_copy_data gave it: 0 nothing yet, -1 the COPY ended."""
-        if count == -1:
-            result = self._pg.get_result()
-            text = said_in(result) if result is not None and result.error_message else ""
-            if result is not None and (place := _place(result)):
-                raise PluginFailed(f"the output plugin failed at {place}: {text}", place)
-            raise ConnectError(
-                f"the replication stream ended: {text or 'server closed it'}", hint="it is started again"
-            )
+    def _ended(self) -> None:
+        """Raises why the COPY ended."""
+        result = self._pg.get_result()
+        text = said_in(result) if result is not None and result.error_message else ""
+        if result is not None and (place := _place(result)):
+            raise PluginFailed(f"the output plugin failed at {place}: {text}", place)
+        raise ConnectError(f"the replication stream ended: {text or 'server closed it'}", hint="it is started again")
 
 
 def _drain(get: Callable[[int], tuple[int, Any]], limit: int, payloads: list[bytes]) -> tuple[int, int, int]:
