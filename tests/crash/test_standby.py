@@ -138,12 +138,12 @@ async def test_a_reader_that_hung_writes_nothing_more(data: dict[str, Any], tmp_
     """SIGSTOP in the middle of a Kafka transaction; PostgreSQL gives it up, the other takes over and fences it."""
     config = parse(data)
     with readers(data, tmp_path) as start:
-        zombie = start(CDC_FAILPOINTS="writer.before-commit=stop@5")
+        zombie = start(CDC_FAILPOINTS="writer.before-commit=stop@200")  # later than the other needs to start
         await moved(config, 0)
+        other = start()
+        await said(other, "standing by")
         with writing(config):
             await said(zombie, "writer.before-commit: stop")
-            other = start()
-            await said(other, "standing by")
             seconds = await moved(config, await lsn(config))
             zombie.process.send_signal(signal.SIGCONT)
             await said(zombie, "standing by")
