@@ -63,12 +63,14 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         group: str,
         exclusive: bool,
         release: Callable[[], Awaitable[None]],
+        poll_records: int = POLL_RECORDS,
     ) -> None:
         self._config = config
         self._topics = topics
         self._group = group
         self._exclusive = exclusive
         self._release = release
+        self._poll_records = poll_records
         self._seat: Seat | None = None
         self._consumer: AIOKafkaConsumer | None = None
         self._poll: asyncio.Task[Polls] | None = None
@@ -92,7 +94,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
             fetch_max_bytes=FETCH_BYTES,
             max_partition_fetch_bytes=PARTITION_BYTES,
             fetch_max_wait_ms=FETCH_WAIT_MS,
-            max_poll_records=POLL_RECORDS,
+            max_poll_records=self._poll_records,
             max_poll_interval_ms=POLL_INTERVAL_MS,
             metadata_max_age_ms=int(DISCOVERY_SECONDS * 1000),
         )

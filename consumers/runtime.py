@@ -34,7 +34,7 @@ from consumers.gauges import Gauges
 from consumers.insistence import Insistence, Interrupted
 from consumers.isolation import apply_isolating, without
 from consumers.parked import Parked
-from consumers.partitions import Partitions, Polls
+from consumers.partitions import POLL_RECORDS, Partitions, Polls
 from consumers.redrive import Redrive
 from consumers.retry import Action, Policy, delays, policy_for
 from consumers.store import Applied, Batch, Inspectable, Offsets, Partition, Rejected, Store
@@ -63,6 +63,7 @@ class Runtime:
         counts: Inspectable | None = None,
         tables: Sequence[str] = ALL_TABLES,
         batch_records: int = BATCH_RECORDS,
+        poll_records: int = POLL_RECORDS,
         check_seconds: float = CHECK_SECONDS,
     ) -> None:
         self._config = config
@@ -81,7 +82,12 @@ class Runtime:
         self.freshness = Freshness(config, store.name)
         self.gauges = Gauges(store.name, counts)
         self.partitions = Partitions(
-            config, self._topics, group=self._group, exclusive=exclusive, release=self._release
+            config,
+            self._topics,
+            group=self._group,
+            exclusive=exclusive,
+            release=self._release,
+            poll_records=poll_records,
         )
         self._insist = Insistence(store.name, self.partitions, self.gauges)
         self._caretaker = Caretaker(store, self._topics, self.partitions, self.gauges, self._insist, check_seconds)

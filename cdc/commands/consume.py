@@ -65,7 +65,9 @@ async def _faiss(config: Config) -> None:
     from consumers.runtime import Runtime
 
     store, memory = FaissStore(config), RedisStore(config)
-    runtime = Runtime(config, store, exclusive=True, counts=store, tables=(config.faiss.table,))
+    runtime = Runtime(
+        config, store, exclusive=True, counts=store, tables=(config.faiss.table,), poll_records=config.faiss.batch
+    )
     app = create_app(parts(config, store, memory, runtime))
     try:
         async with GatewayServer(app, config.gateway.host, config.gateway.port) as gateway:
