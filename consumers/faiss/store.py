@@ -127,7 +127,7 @@ class FaissStore(Reading):
         if not applied.rejected:
             content.offsets.update(batch.offsets)
         opened.keeper.note(len(batch.records))
-        opened.training.consider()
+        self._consider(opened)
         return applied
 
     async def truncate(self, batch: Batch, below: bytes) -> int:
@@ -142,8 +142,13 @@ class FaissStore(Reading):
         removed = content.truncate(below)
         content.offsets.update(batch.offsets)
         opened.keeper.note(1)
-        opened.training.consider()
+        self._consider(opened)
         return removed
+
+    def _consider(self, opened: Opened) -> None:
+        """Nobody searches a shadow: it is trained once, when it is made durable, of all that it holds."""
+        if self._wanted is None:
+            opened.training.consider()
 
     def _passes(self, content: Content, batch: Batch) -> bool:
         """A table that is not ours: only its offsets are noted."""
@@ -155,9 +160,12 @@ class FaissStore(Reading):
     async def flush(self, *, force: bool = False) -> Offsets:
         """Offsets of the newest snapshot; starts one when it is due, waits for it when forced.
 
-        Raises ConnectError when a forced one cannot be written.
+        Raises ConnectError when a forced one cannot be written, StoreError when a shadow's training failed.
         """
-        keeper = self._running().keeper
+        keeper, training = self._running().keeper, self._running().training
+        if force and self._wanted is not None:
+            await self._write(training.consider)
+            await self.settle()
         await keeper.flush(force=force)
         return keeper.offsets
 

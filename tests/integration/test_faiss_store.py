@@ -202,6 +202,26 @@ async def test_a_partitioned_index_that_drifts_is_trained_again(tmp_path: Path) 
         assert await store.count(*SEEN) == 1250
 
 
+async def test_a_shadow_is_trained_once_of_all_that_it_holds_when_it_is_made_durable(tmp_path: Path) -> None:
+    live = FaissStore(config(tmp_path, flat_limit=100, retrain_growth=1.5))
+    shadow = await live.shadow()
+    try:
+        await shadow.open()
+        for number in (90, 180, 270, 450):
+            await fill(shadow, number, lsn=1000 * number)
+        assert (await shadow.statistics()).kind == "flat"
+        await shadow.flush(force=True)
+        index: Any = shadow.loaded().index
+        assert index.trained_on == 450
+        await shadow.flush(force=True)
+        assert shadow.loaded().index is index
+        await live.swap()
+    finally:
+        await shadow.close()
+    async with opened(config(tmp_path, flat_limit=100)) as store:
+        assert ((await store.statistics()).kind, await store.count(*SEEN)) == ("ivf", 450)
+
+
 async def test_a_failed_training_stops_the_consumer_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
