@@ -58,9 +58,7 @@ class Pipeline:
 
     def retries(self) -> float:
         """How often the reader had to wait for a server."""
-        samples = [sample for metric in READER_RETRIES.collect() for sample in metric.samples]
-        name = self.beside.source_name
-        return sum(s.value for s in samples if s.name.endswith("_total") and name in s.labels.values())
+        return retries(self.beside)
 
     def age(self, store: str) -> float:
         """Seconds the store lags."""
@@ -74,6 +72,13 @@ class Pipeline:
         await until(lambda: max(self.age("redis"), self.age("faiss")) < FRESH_SECONDS, "fresh again")
         print(f"{what}: caught up {time.monotonic() - begun:.1f} s after healing")
         assert_in_order(await assert_equal_everywhere(self.running))
+
+
+def retries(config: Config) -> float:
+    """How often the reader had to wait for a server."""
+    samples = [sample for metric in READER_RETRIES.collect() for sample in metric.samples]
+    name = config.source_name
+    return sum(s.value for s in samples if s.name.endswith("_total") and name in s.labels.values())
 
 
 @asynccontextmanager

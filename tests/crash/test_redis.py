@@ -21,6 +21,7 @@ from prometheus_client import REGISTRY
 
 from cdc.embedded import Endpoints
 from cdc.embedded.folder import HOST
+from cdc.metrics import STORE_UP
 from consumers.rebuild import rebuild
 from consumers.redis import RedisStore
 from consumers.verify import compare
@@ -62,15 +63,16 @@ class World:
         return REGISTRY.get_sample_value("cdc_store_up", {"store": "redis"}) == 1
 
     async def watch(self) -> None:
-        """Looks every few milliseconds, as a reader would: by the address of the config."""
+        """Looks every few milliseconds, as a reader would: by the address of the config. A look counts from its begin:
+        a store that was up then is complete from then on."""
         with redis.Redis.from_url(self.made.config.redis.url, socket_timeout=0.2, socket_connect_timeout=0.2) as client:
             while True:
-                up = self.up  # before the look: a store that is up now is complete from now on
+                begun, up = time.monotonic(), self.up
                 try:
                     complete: bool | None = await asyncio.to_thread(client.exists, *STABLE_KEYS) == STABLE
                 except redis.RedisError:
                     complete = None
-                self.seen.append((time.monotonic(), up, complete))
+                self.seen.append((begun, up, complete))
                 await asyncio.sleep(0.01)
 
     async def write(self, stop: asyncio.Event) -> None:
@@ -81,12 +83,21 @@ class World:
 
     @asynccontextmanager
     async def busy(self) -> AsyncIterator[None]:
-        """Writes and looks meanwhile; what one of them raised is raised."""
-        stop = asyncio.Event()
+        """Writes and looks meanwhile; what one of them raised is raised. What the consumer says is noted as it does:
+        between two looks it may be down and up again."""
+        stop, gauge = asyncio.Event(), STORE_UP.labels("redis")
+        say = gauge.set
+
+        def noting(answers: float) -> None:
+            say(answers)
+            self.seen.append((time.monotonic(), answers == 1, None))
+
         writing, watching = asyncio.ensure_future(self.write(stop)), asyncio.ensure_future(self.watch())
         try:
-            await until(lambda: bool(self.seen), "the first look")
-            yield
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(gauge, "set", noting)
+                await until(lambda: any(complete for _at, _up, complete in self.seen), "the first look")
+                yield
         finally:
             stop.set()
             await asyncio.wait({writing})
@@ -102,10 +113,9 @@ class World:
     def assert_honest(self, since: float) -> float | None:
         """Never up and incomplete once the loss is known; seconds until it was known, None when nothing was lost."""
         after = [each for each in self.seen if each[0] >= since]
-        lost = next((at for at, _up, complete in after if complete is False), None)
-        known = next((at for at, up, _complete in after if not up), None)
-        if lost is None:
+        if not any(complete is False for _at, _up, complete in after):
             return None
+        known = min((at for at, up, _complete in after if not up), default=None)
         assert known is not None, "rows were missing and nothing said so"
         wrong = [each for each in after if each[0] > known and each[1] and each[2] is False]
         assert not wrong, f"up over an incomplete store at {wrong[0][0] - known:.3f} s"

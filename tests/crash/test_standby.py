@@ -26,7 +26,7 @@ from tests.waiting import until
 
 ROUNDS = 5
 TAKE_OVER_SECONDS = 60  # the promise
-SENDER_SECONDS = 3  # wal_sender_timeout: after that PostgreSQL gives up a reader that hangs
+SENDER_SECONDS = 8  # wal_sender_timeout: after that PostgreSQL gives up a reader that hangs; a start takes less
 
 
 @pytest.fixture
