@@ -20,7 +20,7 @@ from cdc.config import Config
 from consumers.faiss.arrays import Vectors
 from consumers.faiss.store import FaissStore
 
-AIM = 0.3
+AIM = 0.5
 LINE_SECONDS = 120.0  # until the index says something new
 CHECKED = 100  # rows searched for at the end
 COLUMN = "embedding"

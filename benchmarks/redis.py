@@ -28,7 +28,7 @@ from consumers.runtime import BATCH_RECORDS
 from consumers.store import Batch
 from consumers.topics import TableTopics, table_partitions
 
-AIM = 0.3
+AIM = 0.5
 UNDER_WAY = 2  # calls: one that runs, one that waits in the server's socket
 LOOK_SECONDS = 0.005
 RECEIVE_BYTES = 1 << 16

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from consumers.runtime import Runtime
 COUNT_SECONDS = 0.005  # between two looks at a store's count
 SEARCH_SECONDS = 0.01  # between two searches: the resolution of `searchable`
 FOUND = 0.999  # cosine similarity of a vector with itself, after rounding; random ones are near 0
+SEARCHES, SEARCHED_HITS = 10, 10  # a second by a steady client: a fifth of a core at 100,000 vectors; and how many hits
 AT_ONCE = 4  # rows searched for at once; with more, looking would be the load
 
 
@@ -48,10 +50,17 @@ async def consume_redis(config: Config) -> None:
     await Runtime(config, RedisStore(config), exclusive=False).serve()
 
 
+def indexing(config: Config, store: FaissStore) -> Runtime:
+    """The consumer of the index, as `cdc consume faiss` makes it."""
+    return Runtime(
+        config, store, exclusive=True, counts=store, tables=(config.faiss.table,), poll_records=config.faiss.batch
+    )
+
+
 async def consume_faiss(config: Config, *files: str) -> None:
     """Kafka → FAISS until SIGTERM; says how many vectors there are, or when those of the files were found."""
     store = FaissStore(config)
-    runtime = Runtime(config, store, exclusive=True, tables=(config.faiss.table,))
+    runtime = indexing(config, store)
     serving = asyncio.create_task(runtime.serve())
     while not runtime.partitions.placed and not serving.done():
         await asyncio.sleep(COUNT_SECONDS)
@@ -90,6 +99,39 @@ async def found(store: FaissStore, vectors: Vectors) -> None:
         await asyncio.sleep(SEARCH_SECONDS)
 
 
+async def searched(config: Config, file: str, rows: str) -> None:
+    """Kafka → FAISS until SIGTERM; once it has so many vectors it is searched at a fixed rate, and each search told."""
+    store = FaissStore(config)
+    serving = asyncio.create_task(indexing(config, store).serve())
+    while store.content is None or await store.count(*config.faiss.table.split(".")) < int(rows):
+        await asyncio.wait([serving], timeout=COUNT_SECONDS)
+        if serving.done():
+            return await serving
+    tell({"ready": time.monotonic()})
+    searching = asyncio.create_task(search_steadily(store, np.load(file)))
+    await asyncio.wait([serving, searching], return_when=asyncio.FIRST_COMPLETED)
+    if searching.done():
+        await searching
+    searching.cancel()
+    await asyncio.gather(searching, return_exceptions=True)
+    await serving
+
+
+async def search_steadily(store: FaissStore, vectors: Vectors) -> None:
+    """One search after the other at its time, however long those before take."""
+
+    async def search(due: float, vector: Vectors) -> None:
+        await store.search(vector[None], SEARCHED_HITS)
+        tell({"due": due, "seconds": time.monotonic() - due, "applied": sum(store.loaded().offsets.values())})
+
+    started = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for number in count():
+            due = started + number / SEARCHES
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            group.create_task(search(due, vectors[number % len(vectors)]))
+
+
 async def replay(config: Config) -> None:
     """A rebuild of the index."""
     phases: dict[str, float] = {}
@@ -115,7 +157,8 @@ def tell(message: dict[str, Any]) -> None:
 
 
 ROLES: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
-    "reader": read, "redis": consume_redis, "faiss": consume_faiss, "rebuild": replay, "bare": fetch,
+    "reader": read, "redis": consume_redis, "faiss": consume_faiss, "searched": searched, "rebuild": replay,
+    "bare": fetch,
 }  # fmt: skip
 
 
