@@ -30,8 +30,6 @@ from tests.waiting import until
 AWAY_SECONDS = float(os.environ.get("CDC_NETWORK_SECONDS", "2"))
 ALL = os.environ.get("CDC_NETWORK_FAULTS") == "all"
 SENDER_TIMEOUT = "8s"  # wal_sender_timeout, usually 60 s; beyond what a start takes on a busy machine
-    "8s"  # wal_sender_timeout of the test's database; 60 s usually. A reader that starts on a busy machine takes some
-)
 MEGABIT = 125_000  # bytes a second
 STORM = 15  # connections a second to one server; without back-off it is 180
 PATIENCE = {
