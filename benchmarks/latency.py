@@ -71,10 +71,12 @@ async def stores(bench: Bench, engine: Engine, rates: Sequence[int]) -> list[Res
         results += beside_kafka("Redis", rate, found)
     for rate in rates if bench.quick else VECTOR_RATES:
         found = (await at_rates(bench, engine, [rate], store="faiss"))[rate]
-        results += beside_kafka("search", rate, found)
-        if not found["search"].sustained:
+        told_here = beside_kafka("search", rate, found)
+        if not found["search"].sustained:  # no target asks for that rate of vectors
+            results += [result for result in told_here if isinstance(result, Latency)]
             bench.tell(f"latency: vectors are not sustained at {rate} rows/s")
             break
+        results += told_here
     return results
 
 
@@ -160,8 +162,8 @@ def told(name: str, rate: int, waits: Waits) -> Latency:
 
 
 def under(name: str, rate: int, ours: Waits, other: Waits, target: float) -> list[Result]:
-    """p50 and p99 of ours as ratios, where both keep the rate."""
-    if not (ours.sustained and other.sustained):
+    """p50 and p99 of ours as ratios, where the other keeps the rate; ours has to, or misses the target."""
+    if not other.sustained:
         return []
     (a, b) = (latency("", rate, waits.seconds) for waits in (ours, other))
     return [

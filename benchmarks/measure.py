@@ -83,7 +83,7 @@ class Check:
 
     def record(self) -> dict[str, Any]:
         """For the JSON."""
-        return asdict(self)
+        return finite(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,13 @@ class Latency:
     worst: float
 
     def record(self) -> dict[str, Any]:
-        """For the JSON, which knows no infinity: what was never seen has no number."""
-        return {key: None if value == math.inf else value for key, value in asdict(self).items()}
+        """For the JSON."""
+        return finite(asdict(self))
+
+
+def finite(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no infinity: what was never seen has no number."""
+    return {key: None if value == math.inf else value for key, value in record.items()}
 
 
 Result = Comparison | Check | Grid | Latency
