@@ -19,6 +19,9 @@ from cdc.embedded import Server
 
 LIBRARIES = "/usr/lib/*/faketime/libfaketimeMT.so.1"  # Debian's package libfaketime
 
+# The library has `clock_nanosleep` fail with EINVAL until a moment of a clock that it moves, which is Python's sleep.
+SLEEP = "import select, time\ntime.sleep = lambda seconds: select.select([], [], [], seconds)\n"
+
 
 class Clock:
     """One process's clock."""
@@ -37,6 +40,7 @@ class Clock:
         """For the process whose clock it is."""
         return {
             "LD_PRELOAD": f"{self._library}:libc.so.6",  # libc's malloc first: Redis' asks for the time within itself
+            "PYTHONPATH": str(self._file.parent),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
@@ -61,6 +65,7 @@ def clocks(*names: str) -> Iterator[dict[str, Clock]]:
         pytest.skip("libfaketime is not installed (Debian: apt-get install libfaketime)")
     folder = Path(tempfile.mkdtemp(prefix="clocks-"))
     os.chmod(folder, 0o755)  # PostgreSQL's own user reads its clock there
+    (folder / "sitecustomize.py").write_text(SLEEP)
     try:
         yield {name: Clock(found[0], folder, name) for name in names}
     finally:
