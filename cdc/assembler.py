@@ -315,10 +315,9 @@ class Assembler:
             return
         envelope, topic, _name = self._envelope(chunk.table, snapshot=True)
         for row in chunk.rows:
-            key = envelope.key(row)
-            if key not in window.keys:
-                value, headers = envelope.upsert(b"r", row, self._next())
-                self._put(topic, (key, value, envelope.timestamp_ms, headers))
+            if row[0] not in window.keys:
+                value, headers = envelope.snapshot(row, self._next())
+                self._put(topic, (row[0], value, envelope.timestamp_ms, headers))
         self._finish(offer, envelope, topic)
 
     def _finish(self, offer: Offer, envelope: Envelope, topic: str) -> None:

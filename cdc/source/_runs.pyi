@@ -44,3 +44,16 @@ class PgoutputRun(Run):
         calls: tuple[Callable[[bytes], Any] | None, ...],
         start: bytes,
     ) -> None: ...
+
+class Result(Run):
+    def __init__(
+        self,
+        layout: Layout,
+        head: bytes,
+        places: tuple[int, ...],
+        hows: tuple[str, ...],
+        calls: tuple[Callable[[bytes], Any] | None, ...],
+    ) -> None: ...
+    def rows(
+        self, get: Callable[[int, int], bytes | None], count: int, version: int, rows: list[tuple[bytes, bytes, Any]]
+    ) -> int: ...

@@ -254,6 +254,42 @@ cdef class PgoutputRun(Run):
         return at == end
 
 
+cdef class Result(Run):
+    """Rows of a query's result in PostgreSQL's text, for a snapshot."""
+
+    def rows(self, get, Py_ssize_t count, int version, list rows):
+        """Appends `(key, the row's JSON without its braces, the value of the column `version`)` for each row; the last
+        is None for version -1. `get(row, column)` gives text or None. The size of all. Raises DecodeError."""
+        cdef Py_ssize_t size = 0, row
+        cdef Piece *piece
+        cdef bytes key, body
+        cdef list kept = []
+        cdef int column
+        for row in range(count):
+            kept.clear()
+            for column in range(self.columns):
+                text = get(row, column)
+                kept.append(text)
+                piece = self.pieces + <int>self.places[column]
+                if text is None:
+                    piece.at, piece.size, piece.quoted = b"null", 4, False
+                elif not self.note(column, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), kept):
+                    self.calls[column](text)  # raises what was wrong
+                    raise DecodeError("a codec gave no bytes")
+            key = PyBytes_FromStringAndSize(NULL, _joined_size(self.layout.key_literals, self.pieces, self.layout.key))
+            _join(PyBytes_AS_STRING(key), self.layout.key_literals, self.pieces, self.layout.key)
+            body = PyBytes_FromStringAndSize(NULL, _joined_size(self.layout.row_literals, self.pieces, None))
+            _join(PyBytes_AS_STRING(body), self.layout.row_literals, self.pieces, None)
+            size += PyBytes_GET_SIZE(body)
+            rows.append((key, body, self.piece(version) if version >= 0 else None))
+        return size
+
+    cdef bytes piece(self, int place):
+        cdef Piece *piece = self.pieces + place
+        cdef bytes text = PyBytes_FromStringAndSize(piece.at, piece.size)
+        return b'"' + text + b'"' if piece.quoted else text
+
+
 cdef inline const char *_skip(const char *at, const char *end, bytes literal) noexcept:
     """Behind the literal; NULL when it is not here."""
     cdef Py_ssize_t size = PyBytes_GET_SIZE(literal)

@@ -12,16 +12,12 @@ from typing import Final, NamedTuple
 
 from cdc.errors import DecodeError, PreconditionError
 from cdc.source.events import NULL, UNCHANGED, Fragment, Table
-from cdc.source.runs import Way
-from cdc.source.types import floating, integer, numeric, string
+from cdc.source.runs import HOWS, Way
 
 HINT: Final = "is the slot's plugin pgoutput with proto_version 1?"
 INT16: Final = struct.Struct("!H").unpack_from
 INT32: Final = struct.Struct("!I").unpack_from
 _NULL, _TOAST, _TEXT = b"nut"
-_HOWS: Final[dict[Callable[[bytes], bytes], str]] = {
-    string: "text", integer: "integer", floating: "number", numeric: "quoted",
-}  # fmt: skip
 
 
 class Shape(NamedTuple):
@@ -38,7 +34,7 @@ class Shape(NamedTuple):
     @property
     def ways(self) -> list[Way]:
         """For runs."""
-        return [Way(place, _HOWS.get(codec, "call"), codec) for place, codec in self.columns]
+        return [Way(place, HOWS.get(codec, "call"), codec) for place, codec in self.columns]
 
 
 def read_tuple(data: bytes, at: int, shape: Shape) -> tuple[list[Fragment], int]:

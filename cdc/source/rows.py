@@ -16,11 +16,12 @@ from cdc.envelope import POSITION_HEADER, VERSION_HEADER
 from cdc.errors import MALFORMED, DecodeError, PreconditionError
 from cdc.metrics import READER_FILLED
 from cdc.source.events import Fragment, Table
-from cdc.source.runs import COMPILED, compiled
+from cdc.source.runs import COMPILED, Packed, compiled
 from cdc.version import decode_vector, encode_vector
 
 Headers = list[tuple[str, bytes]]
 _FIXED = 24  # hex digits of a position before its ordinal
+_SNAPSHOT = b'{"op":"r","before":null,"after":{%b}'
 OP = slice(7, 8)  # of a value, all of which begin with {"op":"c", {"op":"u" …
 _json = msgspec.json.encode
 _text = msgspec.json.Decoder(str)
@@ -64,6 +65,13 @@ class Envelope:
         vector = self._default if self._column is None else self._vector(row[self._column])
         named = _json(list(filled)) if filled else b"[]"
         return self._upsert % (op, *row, vector, named, ordinal), self.headers(ordinal, vector)
+
+    def snapshot(self, row: Packed, ordinal: int) -> tuple[bytes, Headers]:
+        """`(value, headers)` of an r."""
+        _key, body, version = row
+        vector = self._default if version is None else self._vector(version)
+        value = _SNAPSHOT % body + self._tail % (vector, b"[]", ordinal)
+        return value, self.headers(ordinal, vector)
 
     def delete(self, old: Sequence[Fragment], ordinal: int) -> tuple[bytes, Headers]:
         """`(value, headers)` of a d; `before` holds the key columns."""

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from cdc.source.events import Run, Table
+from cdc.source.events import NULL, Fragment, Run, Table
+from cdc.source.types import floating, integer, numeric, string
 
 try:
     from cdc.source import _runs as compiled
@@ -24,9 +25,16 @@ except ImportError:  # no compiler where it was installed
 else:
     COMPILED = not os.environ.get("CDC_PURE_PYTHON")
 
-__all__ = ["COMPILED", "Item", "Way", "compiled", "literals", "pgoutput_run", "wal2json_run"]
+__all__ = [
+    "COMPILED", "HOWS", "Item", "Packed", "Way", "compiled", "literals", "packed", "pgoutput_run", "result_reader",
+    "wal2json_run",
+]  # fmt: skip
 _MARKS = re.compile(rb"%%|%b")
 Convert = Callable[[bytes], Any]
+Get = Callable[[int, int], bytes | None]  # row, column → PostgreSQL's text
+Packed = tuple[bytes, bytes, Any]  # key, the row's JSON without its braces, the fragment of its version vector or None
+ResultReader = Callable[[Get, int, list[Packed]], int]  # text, rows, where to append them → their size in bytes
+HOWS: dict[Convert, str] = {string: "text", integer: "integer", floating: "number", numeric: "quoted"}
 
 
 class Item(Protocol):
@@ -73,6 +81,33 @@ def pgoutput_run(op: bytes, table: Table, start: bytes, ways: Sequence[Way]) -> 
     """`start` is a message up to its columns."""
     made: Run = compiled.PgoutputRun(_layout(table), _head(op), *_columns(ways), start)
     return made
+
+
+def result_reader(table: Table) -> ResultReader:
+    """What reads rows of a query for the table's columns, in their order."""
+    version = -1 if table.version_index is None else table.version_index
+    if not COMPILED:
+        return lambda get, count, rows: _read(table, get, count, rows)
+    ways = [Way(place, HOWS.get(column.codec, "call"), column.codec) for place, column in enumerate(table.columns)]
+    result = compiled.Result(_layout(table), b"", *_columns(ways))
+    return lambda get, count, rows: result.rows(get, count, version, rows)
+
+
+def _read(table: Table, get: Get, count: int, rows: list[Packed]) -> int:
+    codecs, size = [column.codec for column in table.columns], 0
+    for row in range(count):
+        values = [get(row, column) for column in range(len(codecs))]
+        cells = [NULL if value is None else codec(value) for codec, value in zip(codecs, values, strict=True)]
+        rows.append(packed(table, cells))
+        size += len(rows[-1][1])
+    return size
+
+
+def packed(table: Table, cells: Sequence[Fragment]) -> Packed:
+    """A whole row as a snapshot keeps it."""
+    version = None if table.version_index is None else cells[table.version_index]
+    key = table.key_template % tuple([cells[place] for place in table.key])
+    return key, table.row_template % tuple(cells), version
 
 
 def _columns(ways: Sequence[Way]) -> tuple[tuple[int, ...], tuple[str, ...], tuple[Convert | None, ...]]:

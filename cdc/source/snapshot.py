@@ -27,7 +27,8 @@ from cdc.log import get
 from cdc.metrics import SNAPSHOT_ROWS, SNAPSHOT_RUNNING
 from cdc.source.beside import beside, opened
 from cdc.source.connection import connect, connect_error
-from cdc.source.events import MESSAGE_PREFIX, NULL, Table
+from cdc.source.events import MESSAGE_PREFIX, Table
+from cdc.source.runs import Packed, result_reader
 from cdc.source.visibility import parse_shot
 from cdc.source.window import Chunk, Name
 
@@ -92,6 +93,7 @@ class ChunkReader:
     def __init__(self, config: Config, table: Table, expressions: list[sql.Composable], limit: int) -> None:
         self._connection = connect(config.postgres, name="memory-cdc snapshot")
         self._table, self._limit = table, limit
+        self._decode = result_reader(table)
         self._keys = [table.columns[i] for i in table.key]
         self._select = sql.SQL(", ").join([*expressions, *self._key_texts()])
 
@@ -152,33 +154,23 @@ class ChunkReader:
         final = span.upto is None and not cut
         return Chunk(chunk_id, name, self._table, rows, parse_shot(shot[0]), last, final, not cut)
 
-    def _rows(self, span: Span) -> tuple[list[list[bytes]], list[str] | None, bool]:
+    def _rows(self, span: Span) -> tuple[list[Packed], list[str] | None, bool]:
         """`(rows, key of the last one, whether the byte limit cut them short)`."""
         query = sql.SQL("DECLARE chunk NO SCROLL CURSOR FOR SELECT {} FROM {} WHERE {} ORDER BY {}").format(
             self._select, self._from(), self._where(span), self._order()
         )
         self._connection.execute(query)
-        rows: list[list[bytes]] = []
+        rows: list[Packed] = []
         last, size = None, 0
         while size < CHUNK_BYTES:
             result = self._connection.execute(b"FETCH %d FROM chunk" % FETCH_ROWS).pgresult
             assert result is not None
             if result.ntuples:
-                size += self._decode(result, rows)
+                size += self._decode(result.get_value, result.ntuples, rows)
                 last = self._last(result)
             if result.ntuples < FETCH_ROWS:
                 return rows, last, False
         return rows, last, True
-
-    def _decode(self, result: pq.abc.PGresult, rows: list[list[bytes]]) -> int:
-        """Appends the result's rows as fragments; returns their size in bytes."""
-        codecs = [column.codec for column in self._table.columns]
-        get, size = result.get_value, 0
-        for r in range(result.ntuples):
-            values = [get(r, c) for c in range(len(codecs))]
-            rows.append([NULL if value is None else codec(value) for codec, value in zip(codecs, values, strict=True)])
-            size += sum([len(value) for value in values if value is not None])
-        return size
 
     def _last(self, result: pq.abc.PGresult) -> list[str]:
         width = len(self._table.columns)

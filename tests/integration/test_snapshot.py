@@ -43,7 +43,7 @@ async def test_a_change_between_reading_and_placing_is_newer(
 
     def late(reader: snapshot.ChunkReader, chunk: Chunk) -> None:
         if chunk.rows:
-            first, last = (int(row[0]) for row in (chunk.rows[0], chunk.rows[-1]))
+            first, last = (decode_key(row[0])["id"] for row in (chunk.rows[0], chunk.rows[-1]))
             with source(config) as connection:
                 connection.execute("UPDATE memories SET who = 'newer' WHERE id = %s", [first])
                 connection.execute("DELETE FROM memories WHERE id = %s", [last])

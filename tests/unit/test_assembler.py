@@ -16,6 +16,7 @@ from cdc.kafka.progress import Progress, SnapshotState
 from cdc.position import decode_position
 from cdc.source.events import MESSAGE_PREFIX, UNCHANGED, Begin, Column, Commit, Event, Message, Row, Table, Truncate
 from cdc.source.rows import Origin
+from cdc.source.runs import packed
 from cdc.source.snapshot import TableSnapshot
 from cdc.source.visibility import Shot
 from cdc.source.window import Chunk
@@ -156,9 +157,8 @@ class Offering:
     """A snapshot chunk on its way through an assembler."""
 
     def __init__(self, target: Assembler, rows: Sequence[int], running: frozenset[int] = frozenset()) -> None:
-        self.chunk = Chunk(
-            "c", NAME, TABLE, [[b"%d" % n, b'"s"'] for n in rows], Shot(1000, running), [str(rows[-1])], True, True
-        )
+        content = [packed(TABLE, [b"%d" % n, b'"s"']) for n in rows]
+        self.chunk = Chunk("c", NAME, TABLE, content, Shot(1000, running), [str(rows[-1])], True, True)
         self.answer = target.offer(self.chunk, TableSnapshot(NAME, SnapshotState()), 0)
 
 
@@ -229,7 +229,9 @@ def test_spans_done_out_of_order_wait_for_those_before() -> None:
     table = TableSnapshot(NAME, SnapshotState())
 
     def done(number: int, rows: int, *, whole: bool = True, final: bool = False) -> SnapshotState:
-        chunk = Chunk("c", NAME, TABLE, [[]] * rows, Shot(1000, frozenset()), [f"{number}.{rows}"], final, whole)
+        chunk = Chunk(
+            "c", NAME, TABLE, [(b"", b"", None)] * rows, Shot(1000, frozenset()), [f"{number}.{rows}"], final, whole
+        )
         return table.advance(number, chunk)
 
     assert done(1, 3, whole=False) == SnapshotState()  # a part of a span whose turn has not come

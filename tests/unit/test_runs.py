@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cdc.assembler import Assembler
-from cdc.errors import CdcError
-from cdc.source.events import Decoder
-from cdc.source.runs import COMPILED, literals
+from cdc.errors import CdcError, DecodeError
+from cdc.source import runs
+from cdc.source.events import Column, Decoder, Table
+from cdc.source.runs import COMPILED, Packed, literals, result_reader
+from cdc.source.types import boolean, floating, integer, numeric, string
 from tests.unit.frames.record import recorded
 from tests.unit.mutation import mutated
 from tests.unit.test_assembler import assembler
@@ -26,12 +29,12 @@ TEXTS = st.one_of(
 TAKEN = {"I": 0, "U": 0}
 
 
-def fed(frames: list[bytes], decoder: Decoder, to: Assembler, *, runs: bool) -> tuple[Any, int]:
+def fed(frames: list[bytes], decoder: Decoder, to: Assembler, *, by_runs: bool) -> tuple[Any, int]:
     """What came of the frames, as far as they went; how many messages runs took."""
     at = taken = 0
     with suppress(CdcError):
         while at < len(frames):
-            run = decoder.run(frames[at]) if runs else None
+            run = decoder.run(frames[at]) if by_runs else None
             stop = to.run(run, frames, at) if run is not None else at
             taken += stop - at
             if stop == at:
@@ -46,8 +49,8 @@ def fed(frames: list[bytes], decoder: Decoder, to: Assembler, *, runs: bool) -> 
 
 def same(plugin: str, frames: list[bytes], rows: int = 1000) -> int:
     """Both ways give the same; how many messages runs took."""
-    found, taken = fed(frames, recorded(plugin)[1], assembler(rows=rows), runs=True)
-    wanted, _ = fed(frames, recorded(plugin)[1], assembler(rows=rows), runs=False)
+    found, taken = fed(frames, recorded(plugin)[1], assembler(rows=rows), by_runs=True)
+    wanted, _ = fed(frames, recorded(plugin)[1], assembler(rows=rows), by_runs=False)
     assert found == wanted
     return taken
 
@@ -151,3 +154,44 @@ def test_values_of_every_kind_pgoutput(texts: tuple[str, ...], kinds: list[str],
 def test_the_parts_of_a_template() -> None:
     assert literals(b'"a%%b":%b,"%%":%b') == (b'"a%b":', b',"%":', b"")
     assert literals(b"%%%b") == (b"%", b"")
+
+
+COLUMNS = tuple(
+    Column(name, 25, "text", codec)
+    for name, codec in (("id", integer), ("k%", string), ("n", numeric), ("f", floating), ("b", boolean), ("v", string))
+)
+RESULT = Table(
+    "s", "t", COLUMNS, (1, 0), full=False, row_template=b'"id":%b,"k%%":%b,"n":%b,"f":%b,"b":%b,"v":%b',
+    key_template=b'{"k%%":%b,"id":%b}', version_index=5,
+)  # fmt: skip
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers().map(str), TEXTS, *[st.none() | strategy for strategy in (
+                st.sampled_from(["1.50", "NaN", "-7"]), st.sampled_from(["0.5", "1e+20", "Infinity"]),
+                st.sampled_from(["t", "f"]), TEXTS,
+            )],
+        ),
+        max_size=5,
+    )
+)  # fmt: skip
+def test_rows_of_a_query(rows: list[tuple[str | None, ...]]) -> None:
+    cells = [[None if value is None else value.encode() for value in row] for row in rows]
+    found: list[Packed] = []
+    wanted: list[Packed] = []
+
+    def get(row: int, column: int) -> bytes | None:
+        return cells[row][column]
+
+    size = result_reader(RESULT)(get, len(rows), found)
+    assert size == runs._read(RESULT, get, len(rows), wanted)
+    assert found == wanted
+
+
+@pytest.mark.parametrize("bad", [b"1x", b""])
+def test_a_row_that_no_server_writes(bad: bytes) -> None:
+    for read in (result_reader(RESULT), partial(runs._read, RESULT)):
+        with pytest.raises(DecodeError, match="an integer"):
+            read(lambda row, column: bad, 1, [])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from cdc.assembler import Assembler
 from cdc.kafka.progress import SnapshotState
+from cdc.source.runs import packed
 from cdc.source.snapshot import Span, TableSnapshot
 from cdc.source.window import Chunk
 from tests.property.delivery.source import TABLES, Name, Source, fragments
@@ -86,7 +87,7 @@ class Job:
         cut = cut and len(keys) > 1
         keys = keys[: len(keys) // 2] if cut else keys
         final = worker.span.upto is None and not cut
-        content = [fragments(key, rows[key]) for key in keys]
+        content = [packed(TABLES[self.name], fragments(key, rows[key])) for key in keys]
         last = [str(keys[-1])] if keys else None
         return Chunk(worker.id, self.name, TABLES[self.name], content, shot, last, final, not cut)
 
