@@ -30,6 +30,7 @@ from tests.property.delivery.world import World
 
 STEPS = int(os.environ.get("CDC_MODEL_STEPS", "100000"))  # the default takes about 10 s
 PIECE, PIECES = 800, 8  # bytes: hypothesis takes 8 kB an example; a piece of zeros is nothing, so that it can shrink
+TRIES = 4000  # schedules: the rarest of the broken rules shows in one of a hundred
 STEPS_AN_EXAMPLE = 900  # at the least, on average
 
 schedules = st.lists(st.binary(min_size=PIECE, max_size=PIECE), min_size=PIECES, max_size=PIECES).map(b"".join)
@@ -160,5 +161,5 @@ def test_the_model_notices(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 async def search(chance: random.Random) -> None:
     """Schedules until one fails."""
-    for _ in range(400):
+    for _ in range(TRIES):
         await play(chance.randbytes(3000), repeats=False)
