@@ -74,6 +74,7 @@ class Runtime:
         self._working = asyncio.Lock()
         self._opened: Offsets | None = None
         self._committed: Offsets = {}
+        self._noted: dict[Partition, int] = {}  # offsets the store was given when there was nothing to apply
         self._owed: dict[Partition, int] = {}  # where we stood when the store lost its data: until then it is not up
         self._void: set[Partition] = set()  # their logs have lost the offsets where we stood
         self._next_commit = 0.0  # loop time
@@ -155,6 +156,7 @@ class Runtime:
     async def _open(self) -> Offsets:
         offsets = await self._insist("opening the store", self._store.open)
         self._opened = offsets
+        self._noted = {}
         self.gauges.up(not self._owed)
         self.parked.recheck()
         return offsets
@@ -193,6 +195,8 @@ class Runtime:
             await self._perform(step)  # (3) apply
             failpoint("consumer.applied")
         await self.partitions.advance()
+        if not polled:
+            await self._pass_marks()
         self._settle()
         self._observe(todo)
         durable = await self._insist("flushing", self._store.flush)  # (4) durable
@@ -255,6 +259,15 @@ class Runtime:
             refused = (await apply_isolating(self._insistently, rest)).rejected
         await self.parked.passed(batch, applied.rejected, self._insist)
         self.gauges.applied(batch, applied)
+
+    async def _pass_marks(self) -> None:
+        """Idle: the store notes that it is also past the marks that end Kafka's transactions, and past aborted records.
+        Whoever reads its offsets waits for the end of the log, which lies behind them."""
+        behind = {place: at for place, at in self.partitions.reached.items() if at > self._noted.get(place, 0)}
+        for topic in {topic for topic, _partition in behind}:
+            offsets = {place: at for place, at in behind.items() if place[0] == topic}
+            await self._insistently(Batch(*self._topics.split(topic), topic, [], offsets))
+        self._noted |= behind
 
     async def _insistently(self, batch: Batch) -> Applied:
         return await self._insist("applying", lambda: self._store.apply(batch))
