@@ -22,7 +22,8 @@ import uvloop
 from benchmarks.bare import drain
 from cdc import log
 from cdc.config import Config, parse
-from cdc.reader import Reader, collect_rarely
+from cdc.garbage import collect_rarely
+from cdc.reader import Reader
 from consumers.faiss.arrays import Vectors
 from consumers.faiss.store import FaissStore
 from consumers.rebuild import Progress, rebuild

@@ -8,7 +8,6 @@ says what is durable in Kafka together with its progress record. Status goes out
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -54,13 +53,6 @@ DRAIN_BYTES = 256 << 10  # decoded in one go: about 5 ms, in which nothing else 
 GAP_SECONDS = 15.0  # a refused reader stays up that long, so that Prometheus (5 s) sees why
 STUCK_TRIES = 3  # the plugin's failures at one change until it is refused: each costs PostgreSQL seconds and gigabytes
 STANDBY_SECONDS = 1.0  # how often a standby asks for the slot
-
-
-def collect_rarely() -> None:
-    """For a process that only reads: rows come and go by reference counts, so collecting often is work for nothing
-    (5–10 % of the time). What is imported stays."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)  # objects; a chunk has about 40,000
 
 
 class Reader:

@@ -12,6 +12,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,7 +22,7 @@ from psycopg import Connection
 
 from cdc.config import Config
 from cdc.dead_letter import READER
-from cdc.errors import PreconditionError
+from cdc.errors import ConnectError, PreconditionError
 from cdc.failpoint import failpoint
 from cdc.kafka.logs import compared
 from cdc.kafka.progress import Progress, SnapshotState, read_progress
@@ -102,20 +104,41 @@ async def _open(
             await writer.close()
     decoder = decoder_for(config, catalog)
     stream = Stream.start(config.postgres, decoder.options(), asyncio.get_running_loop())  # 2
+    writer = Writer(config, partitions)
     try:
-        writer = Writer(config, partitions)
-        await writer.start()  # 3
-        progress, confirmed = await _progress(config, connection, tables)  # 4, 5
-        topics = {config.kafka.table_topic(*name): config.kafka.partitions for name in tables}
-        progress = await compared(config, progress, topics, writer.ends)
-        progress = defined(config, connection, progress, tables)
-        oversized = await open_oversized(config)
+        async with _answering(stream, config, slot.confirmed_lsn):
+            await writer.start()  # 3
+            progress, confirmed = await _progress(config, connection, tables)  # 4, 5
+            topics = {config.kafka.table_topic(*name): config.kafka.partitions for name in tables}
+            progress = await compared(config, progress, topics, writer.ends)
+            progress = defined(config, connection, progress, tables)
+            oversized = await open_oversized(config)
     except BaseException:
         stream.close()
         await writer.close()
         raise
     database = connection.info.dbname
     return Session(stream, writer, decoder, catalog, connection, database, progress, tables, oversized, confirmed)  # 6
+
+
+@asynccontextmanager
+async def _answering(stream: Stream, config: Config, confirmed_lsn: int) -> AsyncIterator[None]:
+    """Tells the server meanwhile that somebody is there, and nothing new: Kafka may take longer than
+    wal_sender_timeout. Raises ConnectError at the end when the stream broke."""
+
+    async def work() -> None:
+        while True:
+            stream.send_status(confirmed_lsn)
+            await asyncio.sleep(config.postgres.status_seconds)
+
+    status = asyncio.ensure_future(work())
+    try:
+        yield
+    finally:
+        status.cancel()
+        ended = await asyncio.gather(status, return_exceptions=True)
+    if isinstance(ended[0], ConnectError):
+        raise ended[0]
 
 
 async def _fresh_slot(config: Config, connection: Connection, slot: Slot | None) -> Slot:

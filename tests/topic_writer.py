@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ from cdc.position import Position
 from cdc.version import encode_vector
 
 Item = tuple[bytes, bytes | None, Position]
+
+
+class _TakenBackError(Exception):
+    """Ends a transaction."""
 
 
 class TopicWriter:
@@ -123,6 +128,13 @@ class TopicWriter:
     async def write(self, table: str, items: Sequence[Item], partition: int | None = None) -> None:
         """Any records, in one Kafka transaction."""
         await self._send(self._config.kafka.table_topic(*table.split(".")), items, partition)
+
+    async def aborted(self, table: str, key: bytes) -> None:
+        """A record that nobody who reads committed ones sees, in a transaction that is taken back."""
+        with contextlib.suppress(_TakenBackError):
+            async with self._producer.transaction():
+                await self._producer.send_and_wait(self._config.kafka.table_topic(*table.split(".")), b"x", key=key)
+                raise _TakenBackError
 
     async def foreign(self, table: str, key: bytes | None, value: bytes) -> None:
         """A record of another program, without headers."""

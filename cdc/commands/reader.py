@@ -29,7 +29,8 @@ def reader(context: typer.Context) -> None:
 async def _read(config: Config) -> None:
     from cdc.commands.snapshot_bar import SnapshotBar
     from cdc.commands.stopping import on_signal
-    from cdc.reader import Reader, collect_rarely
+    from cdc.garbage import collect_rarely
+    from cdc.reader import Reader
 
     collect_rarely()
     bar = SnapshotBar() if sys.stderr.isatty() else None

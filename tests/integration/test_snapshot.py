@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cdc.embedded import Endpoints
-from cdc.envelope import MARKER_KEYS
+from cdc.envelope import MARKER_KEYS, decode_key
 from cdc.source import snapshot
 from cdc.source.window import Chunk
 from tests.comparison import assert_equal_everywhere, assert_in_order, by_id, rows_of, table_dump, topic_rows
