@@ -20,11 +20,14 @@ import numpy as np
 import uvloop
 
 from benchmarks.bare import drain
+from benchmarks.source import DIMENSION
 from cdc import log
 from cdc.config import Config, parse
 from cdc.garbage import collect_rarely
 from cdc.reader import Reader
 from consumers.faiss.arrays import Vectors
+from consumers.faiss.ivf import train
+from consumers.faiss.metric import prepare
 from consumers.faiss.store import FaissStore
 from consumers.rebuild import Progress, rebuild
 from consumers.redis.store import RedisStore
@@ -147,6 +150,15 @@ async def replay(config: Config) -> None:
     )
 
 
+async def train_bare(config: Config, rows: str, seed: str) -> None:
+    """The bound of a rebuild that ends in a partitioned index: vectors in memory, trained and filled in."""
+    vectors = np.random.default_rng(int(seed)).uniform(-1, 1, (int(rows), DIMENSION)).astype(np.float32)
+    ready, _, _ = prepare(vectors, config.faiss.metric)
+    started = time.monotonic()
+    train(np.arange(len(ready)), ready, config.faiss.metric)
+    tell({"seconds": time.monotonic() - started})
+
+
 async def fetch(config: Config, column: str, rows: str) -> None:
     """The bound of every consumer: fetch and decode, nothing else."""
     tell(await drain(config, column, int(rows)))
@@ -159,7 +171,7 @@ def tell(message: dict[str, Any]) -> None:
 
 ROLES: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
     "reader": read, "redis": consume_redis, "faiss": consume_faiss, "searched": searched, "rebuild": replay,
-    "bare": fetch,
+    "bare": fetch, "trained": train_bare,
 }  # fmt: skip
 
 
