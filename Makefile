@@ -47,8 +47,8 @@ format: setup ## Formats the code and mends what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## Measures reader, consumers and rebuild against the bare bounds of this machine
-	$(BIN)/python -m benchmarks
+bench: setup ## Measures everything against this machine's bounds and against Debezium; half an hour; JSON=file MARKDOWN=file
+	$(BIN)/python -m benchmarks $(if $(JSON),--json $(JSON)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
 
 bench-smoke: setup ## The same with few rows: shows that the benchmarks run
 	$(BIN)/python -m benchmarks --quick

@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import ceilings, faiss, growth, idle, latency, peers, redis, search, snapshot, startup, workloads
+from benchmarks import (
+    ceilings,
+    faiss,
+    growth,
+    idle,
+    latency,
+    peers,
+    redis,
+    report,
+    search,
+    snapshot,
+    startup,
+    workloads,
+)
 from benchmarks.bench import Bench
 from benchmarks.children import ChildFailed
-from benchmarks.measure import Check, Comparison, Grid, Latency, Result, machine
+from benchmarks.measure import Check, Comparison, Result, machine
 from benchmarks.plot import chart
 from cdc.embedded import Servers
 
@@ -64,11 +74,13 @@ def main() -> int:
             found, failed = asyncio.run(measure(bench, options.only))
         finally:
             servers.erase()
-    report(console, found, quick=options.quick)
+    report.show(console, found, quick=options.quick)
     targets = [result for result in found if isinstance(result, Comparison | Check)]
     if options.json:
         flags = {"quick": options.quick, "only": options.only, "seed": options.seed}
-        options.json.write_text(json.dumps(document(about, {**flags, "failed": failed}, found), indent=1) + "\n")
+        options.json.write_text(report.document(about, {**flags, "failed": failed}, found))
+    if options.markdown:
+        options.markdown.write_text(report.markdown(found, quick=options.quick))
     if options.plot:
         options.plot.write_text(chart(targets))
     for name, reason in failed.items():
@@ -84,6 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(ALL), help="some of them")
     parser.add_argument("--seed", type=int, default=SEED, help="of the rows")
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--markdown", type=Path, help="file for the tables as Markdown")
     parser.add_argument("--plot", type=Path, help="file for an SVG of how far each target is reached")
     return parser.parse_args()
 
@@ -106,61 +119,6 @@ async def measure(bench: Bench, names: Sequence[str]) -> tuple[list[Result], dic
         left = sum(SECONDS[each] for each in names) - weight
         bench.tell(f"{name} is done; about {left / weight * (time.monotonic() - begun) / 60:.1f} minutes left")
     return found, failed
-
-
-def report(console: Console, found: Sequence[Result], *, quick: bool) -> None:
-    """Tables for a person."""
-    comparisons = Table(
-        "what", "ours", "bound", "bound again", "unit", "ratio", "target", "noise", title="Against bare bounds"
-    )
-    latencies = Table("what", "rows/s", "p50 ms", "p99 ms", "worst ms", "samples", title="Latency from commit")
-    details = Table("what", "measure", "value", title="Details")
-    checks = Table("what", "value", "target", title="Targets")
-    for result in found:
-        if isinstance(result, Latency):
-            numbers = (f"{value:.1f}" for value in (result.p50, result.p99, result.worst))
-            latencies.add_row(result.name, str(result.rate), *numbers, str(result.samples))
-        elif isinstance(result, Check):
-            value = coloured(f"{result.value:,.2f} {result.unit}", missed=result.missed(quick=quick))
-            checks.add_row(result.name, value, f"{'≤' if result.at_most else '≥'} {result.target:g}")
-        elif isinstance(result, Comparison):
-            rates = (f"{value:,.0f}" for value in (result.ours, *result.bounds))
-            ratio = coloured(f"{result.ratio:.2f}", missed=result.missed(quick=quick))
-            aim = "" if result.aim is None else f"≥ {result.aim:.2f}"
-            comparisons.add_row(result.name, *rates, result.unit, ratio, aim, f"±{result.noise:.0%}")
-            for measure, amount in result.details.items():
-                details.add_row(result.name, measure.replace("_", " "), f"{amount:,.2f}")
-    grids = [grid_table(result) for result in found if isinstance(result, Grid)]
-    for table in (comparisons, details, latencies, *grids, checks):
-        if table.row_count:
-            console.print(table)
-
-
-def coloured(text: str, *, missed: bool) -> str:
-    """Red for what missed its target."""
-    colour = "red" if missed else "green"
-    return f"[{colour}]{text}[/{colour}]"
-
-
-def grid_table(grid: Grid) -> Table:
-    """As it is."""
-    table = Table(*grid.columns, title=grid.title)
-    for row in grid.rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:,}" for value in row))
-    return table
-
-
-def document(about: dict[str, Any], flags: dict[str, Any], found: Sequence[Result]) -> dict[str, Any]:
-    """The JSON: machine, flags and every figure."""
-    return {
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": about,
-        "flags": flags,
-        "comparisons": [result.record() for result in found if isinstance(result, Comparison)],
-        "latencies": [result.record() for result in found if isinstance(result, Latency)],
-        "checks": [result.record() for result in found if isinstance(result, Check)],
-        "grids": [result.record() for result in found if isinstance(result, Grid)],
-    }
 
 
 if __name__ == "__main__":

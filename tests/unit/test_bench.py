@@ -8,9 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.drain import after_warm_up
-from benchmarks.measure import Check, Comparison, Sample, latency
+from benchmarks.measure import Check, Comparison, Grid, Latency, Sample, latency
 from benchmarks.observe import Waits, waits
 from benchmarks.plot import chart, reached
+from benchmarks.report import markdown
 from benchmarks.source import Load
 from benchmarks.workloads import STAR, smaller
 from benchmarks.writer import TRANSACTIONS, WARM_SECONDS, Schedule
@@ -87,3 +88,18 @@ def test_the_chart_has_a_bar_for_each_target() -> None:
     texts = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert "a & b" in texts
     assert "no target" not in texts
+
+
+def test_tables_for_the_docs_say_what_missed() -> None:
+    found = [
+        Comparison("reader", "pg_recvlogical", "rows/s", 50, (100, 100), 0.7, {"peak_mb": 140.5}),
+        Check("memory", 140, 150, "MB"),
+        Latency("commit", 1000, 5, 1.0, 2.0, 3.0),
+        Grid("growth", ("rows", "rate"), ((10, "flat"),)),
+    ]
+    text = markdown(found, quick=False)
+    assert "| reader | 50 | pg_recvlogical | 100 | 100 | rows/s | **0.50, missed** | ≥ 0.7 | ±0% |" in text
+    assert "| memory | 140.00 MB | ≤ 150 |" in text
+    assert "| commit | 1,000 | 1.0 | 2.0 | 3.0 | 5 |" in text
+    assert "| 10 | flat |" in text
+    assert "| reader | peak mb | 140.50 |" in text
