@@ -25,7 +25,8 @@ from cdc.position import Position
 from cdc.source.events import UNCHANGED, UNKNOWN, Begin, Commit, Event, Fragment, Message, Row, Run, Table, Truncate
 from cdc.source.fill import Hole, has_hole
 from cdc.source.history import Proof
-from cdc.source.rows import OP, Envelope, Origin
+from cdc.source.rows import OP, SNAPSHOT_HEAD, Envelope, Origin
+from cdc.source.runs import Packed
 from cdc.source.snapshot import TableSnapshot
 from cdc.source.window import Chunk as SnapshotChunk
 from cdc.source.window import Name, Windows
@@ -314,11 +315,32 @@ class Assembler:
             offer.answer(False)
             return
         envelope, topic, _name = self._envelope(chunk.table, snapshot=True)
-        for row in chunk.rows:
-            if row[0] not in window.keys:
-                value, headers = envelope.snapshot(row, self._next())
-                self._put(topic, (row[0], value, envelope.timestamp_ms, headers))
+        at = 0
+        while at < len(chunk.rows):
+            at = self._packed(envelope, topic, chunk.rows, at, window.keys)
+            if at < len(chunk.rows):
+                self._one(envelope, topic, chunk.rows[at], window.keys)
+                at += 1
         self._finish(offer, envelope, topic)
+
+    def _packed(self, envelope: Envelope, topic: str, rows: list[Packed], start: int, skip: set[bytes]) -> int:
+        """As many rows from `start` on as the compiled half takes; the index of the first that it does not."""
+        target, chunk, oversized = envelope.target, self._chunk, self._oversized
+        if target is None or oversized.letters:
+            return start
+        records: list[Outgoing] = []
+        target.bound(records, self._ordinal, len(rows), 0, oversized.limit)
+        stop = int(target.packed(rows, start, skip, SNAPSHOT_HEAD))
+        if records:
+            self._ordinal = target.ordinal
+            chunk.extend(topic, records, target.nbytes)
+            chunk.noted(topic, records[0][1], len(records))
+        return stop
+
+    def _one(self, envelope: Envelope, topic: str, row: Packed, skip: set[bytes]) -> None:
+        if row[0] not in skip:
+            value, headers = envelope.snapshot(row, self._next())
+            self._put(topic, (row[0], value, envelope.timestamp_ms, headers))
 
     def _finish(self, offer: Offer, envelope: Envelope, topic: str) -> None:
         """Progress of the table's snapshot; after its last chunk the sweep of what it did not write. That is what is of

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from cdc.source.events import Table
@@ -15,6 +15,7 @@ class Target:
     def __init__(
         self, headers: tuple[str, str], timestamp: int, position: bytes, vector: bytes, tail: bytes, end: bytes
     ) -> None: ...
+    def packed(self, rows: list[Any], start: int, skip: Collection[bytes], head: bytes) -> int: ...
     def bound(self, records: list[Any], ordinal: int, rows: int, room: int, limit: int) -> None: ...
 
 class Run:

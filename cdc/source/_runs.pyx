@@ -91,33 +91,59 @@ cdef class Target:
         """Before a run: the list to fill, the last ordinal given, and how much may come."""
         self.records, self.ordinal, self.rows, self.room, self.limit, self.nbytes = records, ordinal, rows, room, limit, 0
 
-    cdef bint add(self, Layout layout, bytes head, Piece *pieces) except -1:
+    def packed(self, list rows, Py_ssize_t start, skip, bytes head):
+        """Records of a snapshot's `(key, body, …)` from `start` on, without the keys to skip, up to one that is too
+        large: the index of that one."""
+        cdef bytes key, body
+        while start < len(rows):
+            key, body = rows[start][0], rows[start][1]
+            if key not in skip and not self.whole(key, head, body):
+                break
+            start += 1
+        return start
+
+    cdef bint whole(self, bytes key, bytes head, bytes body) except -1:
         """False when the record is too large for the ordinary way not to look at it."""
         cdef char digits[24]
         cdef int width = _decimal(self.ordinal + 1, digits)
-        cdef Py_ssize_t size = _joined_size(layout.row_literals, pieces, None)
-        cdef bytes key, value, position
-        cdef char *to
-        key = PyBytes_FromStringAndSize(NULL, _joined_size(layout.key_literals, pieces, layout.key))
-        _join(PyBytes_AS_STRING(key), layout.key_literals, pieces, layout.key)
-        size += PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(self.tail) + width + PyBytes_GET_SIZE(self.end)
-        if size + PyBytes_GET_SIZE(key) > self.limit:
+        cdef bytes value = self.blank(key, PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(body) + width)
+        if value is None:
             return False
-        value = PyBytes_FromStringAndSize(NULL, size)
-        to = _put(PyBytes_AS_STRING(value), head)
-        to = _join(to, layout.row_literals, pieces, None)
+        self.close(key, value, _put(_put(PyBytes_AS_STRING(value), head), body), digits, width)
+        return True
+
+    cdef bint add(self, Layout layout, bytes head, Piece *pieces) except -1:
+        """The same from pieces."""
+        cdef char digits[24]
+        cdef int width = _decimal(self.ordinal + 1, digits)
+        cdef bytes key = _joined(layout.key_literals, pieces, layout.key)
+        cdef Py_ssize_t size = _joined_size(layout.row_literals, pieces, None)
+        cdef bytes value = self.blank(key, PyBytes_GET_SIZE(head) + size + width)
+        if value is None:
+            return False
+        to = _join(_put(PyBytes_AS_STRING(value), head), layout.row_literals, pieces, None)
+        self.close(key, value, to, digits, width)
+        return True
+
+    cdef bytes blank(self, bytes key, Py_ssize_t size):
+        """A value to write into; None when the record would be too large."""
+        size += PyBytes_GET_SIZE(self.tail) + PyBytes_GET_SIZE(self.end)
+        return None if size + PyBytes_GET_SIZE(key) > self.limit else PyBytes_FromStringAndSize(NULL, size)
+
+    cdef int close(self, bytes key, bytes value, char *to, char *digits, int width) except -1:
+        """Writes what stands behind the row from `to` on, and adds the record."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(key) + PyBytes_GET_SIZE(value)
+        cdef bytes position = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(self.position) + 8)
         to = _put(to, self.tail)
         memcpy(to, digits, width)
         _put(to + width, self.end)
         self.ordinal += 1
-        position = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(self.position) + 8)
         _hex8(_put(PyBytes_AS_STRING(position), self.position), self.ordinal)
         self.records.append((key, value, self.timestamp, [(self.name, position), self.version]))
-        size += PyBytes_GET_SIZE(key)
         self.rows -= 1
         self.room -= size
         self.nbytes += size
-        return True
+        return 0
 
 
 cdef class Run:
@@ -276,10 +302,8 @@ cdef class Result(Run):
                 elif not self.note(column, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), kept):
                     self.calls[column](text)  # raises what was wrong
                     raise DecodeError("a codec gave no bytes")
-            key = PyBytes_FromStringAndSize(NULL, _joined_size(self.layout.key_literals, self.pieces, self.layout.key))
-            _join(PyBytes_AS_STRING(key), self.layout.key_literals, self.pieces, self.layout.key)
-            body = PyBytes_FromStringAndSize(NULL, _joined_size(self.layout.row_literals, self.pieces, None))
-            _join(PyBytes_AS_STRING(body), self.layout.row_literals, self.pieces, None)
+            key = _joined(self.layout.key_literals, self.pieces, self.layout.key)
+            body = _joined(self.layout.row_literals, self.pieces, None)
             size += PyBytes_GET_SIZE(body)
             rows.append((key, body, self.piece(version) if version >= 0 else None))
         return size
@@ -402,6 +426,12 @@ cdef Py_ssize_t _joined_size(tuple literals, Piece *pieces, tuple chosen) except
         place = i if chosen is None else chosen[i]
         size += pieces[place].size + 2 * pieces[place].quoted + PyBytes_GET_SIZE(literals[i + 1])
     return size
+
+
+cdef bytes _joined(tuple literals, Piece *pieces, tuple chosen):
+    cdef bytes joined = PyBytes_FromStringAndSize(NULL, _joined_size(literals, pieces, chosen))
+    _join(PyBytes_AS_STRING(joined), literals, pieces, chosen)
+    return joined
 
 
 cdef char *_join(char *to, tuple literals, Piece *pieces, tuple chosen) except NULL:

@@ -21,7 +21,7 @@ from cdc.version import decode_vector, encode_vector
 
 Headers = list[tuple[str, bytes]]
 _FIXED = 24  # hex digits of a position before its ordinal
-_SNAPSHOT = b'{"op":"r","before":null,"after":{%b}'
+SNAPSHOT_HEAD = b'{"op":"r","before":null,"after":{'
 OP = slice(7, 8)  # of a value, all of which begin with {"op":"c", {"op":"u" …
 _json = msgspec.json.encode
 _text = msgspec.json.Decoder(str)
@@ -70,7 +70,7 @@ class Envelope:
         """`(value, headers)` of an r."""
         _key, body, version = row
         vector = self._default if version is None else self._vector(version)
-        value = _SNAPSHOT % body + self._tail % (vector, b"[]", ordinal)
+        value = SNAPSHOT_HEAD + body + b"}" + self._tail % (vector, b"[]", ordinal)
         return value, self.headers(ordinal, vector)
 
     def delete(self, old: Sequence[Fragment], ordinal: int) -> tuple[bytes, Headers]:

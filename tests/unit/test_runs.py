@@ -11,14 +11,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cdc.assembler import Assembler
+from cdc.config import parse
+from cdc.dead_letter import TIME
 from cdc.errors import CdcError, DecodeError
+from cdc.oversized import Oversized
 from cdc.source import runs
 from cdc.source.events import Column, Decoder, Table
+from cdc.source.rows import Envelope
 from cdc.source.runs import COMPILED, Packed, literals, result_reader
 from cdc.source.types import boolean, floating, integer, numeric, string
 from tests.unit.frames.record import recorded
 from tests.unit.mutation import mutated
-from tests.unit.test_assembler import assembler
+from tests.unit.test_assembler import HIGH, LOW, TOPIC, Offering, assembler, feed, put, transaction
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="the compiled half is not there: everything goes the ordinary way")
 FRAMES = {plugin: recorded(plugin)[0] for plugin in ("wal2json", "pgoutput")}
@@ -195,3 +199,28 @@ def test_a_row_that_no_server_writes(bad: bytes) -> None:
     for read in (result_reader(RESULT), partial(runs._read, RESULT)):
         with pytest.raises(DecodeError, match="an integer"):
             read(lambda row, column: bad, 1, [])
+
+
+LETTERS = "memories.cdc.dead-letters.reader"
+
+
+def placed(limit: int) -> Any:
+    """What a snapshot's chunk becomes, of which the stream touched a key, with records of at most `limit` bytes."""
+    to = assembler()
+    kafka = {"bootstrap": "none", "oversized": "dead-letter"}
+    to._oversized = Oversized(parse({"postgres": {"dsn": "postgresql://unused"}, "kafka": kafka}), {})
+    to._oversized.limit = limit
+    rows = Offering(to, range(90, 110))  # keys of two lengths, so that a limit can lie between
+    chunk = feed(to, transaction(20, LOW), transaction(25, put(95)), transaction(30, HIGH))
+    letters = [[pair for pair in record[3] if pair[0] != TIME] for record in chunk.records.pop(LETTERS, [])]
+    return chunk.records, letters, chunk.count, chunk.nbytes, chunk.ops, rows.answer.done()
+
+
+async def test_a_snapshots_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = sorted(len(key) + len(value) for key, value, _, _ in placed(1 << 20)[0][TOPIC] if value is not None)
+    limits = (1 << 20, sizes[-1] - 1, sizes[0], sizes[0] - 1)
+    found = [placed(limit) for limit in limits]
+    monkeypatch.setattr(Envelope, "target", None)
+    assert [placed(limit) for limit in limits] == found
+    set_aside = [len(letters) for _, letters, *_ in found]
+    assert set_aside[0] == 0 < set_aside[1] < set_aside[3]
