@@ -8,65 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from cdc.assembly import Assembly, Offer
 from cdc.config import Config
 from cdc.envelope import SWEEP_KEY, TRUNCATE_KEY
-from cdc.kafka.chunk import Chunk, Heartbeat, Outgoing
+from cdc.kafka.chunk import Heartbeat, Outgoing
 from cdc.kafka.progress import Progress, SnapshotState
 from cdc.log import get
-from cdc.metrics import READER_RECORDS
 from cdc.oversized import Oversized
 from cdc.position import Position
 from cdc.source.events import UNCHANGED, UNKNOWN, Begin, Commit, Event, Fragment, Message, Row, Run, Table, Truncate
 from cdc.source.fill import Hole, has_hole
 from cdc.source.history import Proof
-from cdc.source.rows import OP, SNAPSHOT_HEAD, Envelope, Origin
+from cdc.source.rows import SNAPSHOT_HEAD, Envelope, Origin
 from cdc.source.runs import Packed
 from cdc.source.snapshot import TableSnapshot
 from cdc.source.window import Chunk as SnapshotChunk
 from cdc.source.window import Name, Windows
 
 log = get(__name__)
-TOMBSTONE = b"tombstone"  # the metric's label of a record without a value
-
-
 HOLE_BYTES = 8 << 10  # what an unchanged TOAST column may weigh once filled: a vector of 2,000 floats, a page of text
-
-
-class Offer:
-    """A snapshot chunk that waits for its high message. `written` becomes True when durable, False to read it again."""
-
-    def __init__(self, chunk: SnapshotChunk, snapshot: TableSnapshot, number: int) -> None:
-        self.chunk, self.snapshot, self.number = chunk, snapshot, number
-        self.written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-    def answer(self, written: bool) -> None:
-        """To whoever waits; nobody does once the session is ending."""
-        if not self.written.done():
-            self.written.set_result(written)
-
-
-class Assembly(Chunk):
-    """A chunk and what has to happen to it besides: holes to fill before, offers to answer after."""
-
-    __slots__ = ("holes", "offers", "oldest_us", "ops", "stream_bytes")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.holes: list[Hole] = []
-        self.offers: list[Offer] = []
-        self.ops: Counter[tuple[str, bytes]] = Counter()  # records by topic and op, for metrics
-        self.oldest_us = 0
-        self.stream_bytes = 0
-
-    def noted(self, topic: str, value: bytes | None, count: int = 1) -> None:
-        """So many records like this one are in the chunk."""
-        self.ops[topic, TOMBSTONE if value is None else value[OP]] += count
 
 
 class Assembler:
@@ -369,12 +334,6 @@ class Assembler:
         snapshots = {**self._progress.snapshots, name: state}
         self._progress = msgspec.structs.replace(self._progress, snapshots=snapshots)
         self._chunk.progress = self._progress
-
-    def count(self, chunk: Assembly) -> None:
-        """Metrics, once the chunk is durable."""
-        for (topic, op), count in chunk.ops.items():
-            table = topic.removeprefix(self._config.kafka.prefix + ".")
-            READER_RECORDS.labels(table, op.decode()).inc(count)
 
 
 def _content(message: Message) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import psycopg
 
-from cdc.assembler import Assembler, Assembly
+from cdc.assembler import Assembler
+from cdc.assembly import Assembly
 from cdc.config import Config
 from cdc.errors import CdcError, ConnectError, GapError, LoginError, RecordError, StuckError
 from cdc.failpoint import failpoint
@@ -280,7 +281,7 @@ class _Run:
             failpoint("reader.after-feedback")
         for offer in chunk.offers:
             offer.answer(True)
-        self._assembler.count(chunk)
+        chunk.tell(self._config.kafka.prefix)
         READER_BATCH.labels(source).observe(chunk.count)
         READER_BUFFER.labels(source).set(self._assembler.pending_bytes)
         READER_PROGRESS.labels(source).set(self._durable.end_lsn)

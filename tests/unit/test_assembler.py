@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from cdc.assembler import Assembler, Assembly
+from cdc.assembler import Assembler
+from cdc.assembly import Assembly
 from cdc.config import Config, parse
 from cdc.errors import GapError
 from cdc.kafka.progress import Progress, SnapshotState

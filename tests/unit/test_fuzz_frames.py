@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from cdc.assembler import Assembler, Assembly
+from cdc.assembler import Assembler
+from cdc.assembly import Assembly
 from cdc.config import parse
 from cdc.envelope import POSITION_HEADER
 from cdc.errors import CdcError

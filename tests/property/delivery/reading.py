@@ -11,7 +11,8 @@ from collections import deque
 
 import msgspec
 
-from cdc.assembler import Assembler, Assembly
+from cdc.assembler import Assembler
+from cdc.assembly import Assembly
 from cdc.config import parse
 from cdc.envelope import SWEEP_KEY, TRUNCATE_KEY
 from cdc.kafka.progress import Progress, SnapshotState, decode_progress, encode_progress
