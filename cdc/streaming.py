@@ -1,0 +1,226 @@
+"""One session at work: two tasks share a loop. `_pump` assembles what the stream brings, `_ship` writes chunks.
+
+Feedback for the slot only ever says what is durable in Kafka together with its progress record. Status goes out on a
+timer, whatever Kafka does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from cdc.assembler import Assembler
+from cdc.assembly import Assembly
+from cdc.config import Config
+from cdc.errors import ConnectError
+from cdc.failpoint import failpoint
+from cdc.holding import hold
+from cdc.kafka.chunk import Batches, Outgoing
+from cdc.kafka.logs import watch_logs
+from cdc.kafka.progress import Progress, SnapshotState
+from cdc.log import get
+from cdc.metrics import (
+    COMMIT_TO_KAFKA,
+    READER_BATCH,
+    READER_BUFFER,
+    READER_BYTES,
+    READER_COMMIT_TIME,
+    READER_EPOCH,
+    READER_FEEDBACK,
+    READER_PROGRESS,
+    SOURCE_HEARTBEAT,
+)
+from cdc.session import Session, wanted_snapshots
+from cdc.source.beside import beside
+from cdc.source.fill import fill
+from cdc.source.heartbeat import beat
+from cdc.source.rows import Origin
+from cdc.source.selection import TablesChanged
+from cdc.source.snapshot import OnProgress, SnapshotJob
+from cdc.source.watch import watch
+
+log = get(__name__)
+DRAIN_BYTES = 256 << 10  # assembled in one go: a millisecond or two, in which nothing else runs
+
+
+class Streaming:
+    """Of one session. `progress` is what is durable."""
+
+    def __init__(self, config: Config, session: Session, on_snapshot: OnProgress) -> None:
+        self._config, self._session, self._on_snapshot = config, session, on_snapshot
+        self.progress: Progress = session.progress
+        origin = Origin(config.source_name, session.database, session.progress.epoch)
+        self._assembler = Assembler(
+            config, origin, session.progress, self._request, session.oversized, session.confirmed_lsn
+        )
+        self._ready = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._wanted: asyncio.Queue[tuple[tuple[str, str], SnapshotState]] = asyncio.Queue()
+
+    async def work(self) -> None:
+        """Until cancelled or a task fails."""
+        config, session = self._config, self._session
+        log.info("reading", position=str(session.progress.position), tables=len(session.tables))
+        self._assembler.begin()
+        self._ready.set()
+        for name, state in wanted_snapshots(session).items():
+            self._wanted.put_nowait((name, state))
+        async with asyncio.TaskGroup() as group:
+            for task in (self._pump(), self._ship(group), self._status(), self._snapshots()):
+                group.create_task(task)
+            group.create_task(beat(config))
+            group.create_task(self._watch_logs())
+            group.create_task(watch(config, session.tables, session.progress.definitions))
+
+    async def _pump(self) -> None:
+        """Decodes what has arrived; waits while the chunk is full and the writer busy."""
+        stream = self._session.stream
+        received = READER_BYTES.labels(self._config.source_name)
+        while True:
+            payloads = stream.drain(DRAIN_BYTES)
+            received.inc(stream.drained_bytes)
+            await self._assemble(payloads)
+            if self._assembler.ready:
+                self._ready.set()
+            await (asyncio.sleep(0) if payloads else stream.wait(self._config.postgres.status_seconds))
+
+    async def _assemble(self, payloads: list[bytes]) -> None:
+        """Message by message, or as many at once as a run takes."""
+        decoder, assembler = self._session.decoder, self._assembler
+        at = 0
+        while at < len(payloads):
+            run = decoder.run(payloads[at])
+            stop = assembler.run(run, payloads, at) if run is not None else at
+            if stop == at:
+                event = decoder.decode(payloads[at])
+                stop += 1
+                if event is not None:
+                    assembler.add(event)
+            at = stop
+            if assembler.full:
+                await self._room()
+
+    async def _room(self) -> None:
+        """Back-pressure: until the writer took the full chunk."""
+        self._ready.set()
+        READER_BUFFER.labels(self._config.source_name).set(self._assembler.pending_bytes)
+        while self._assembler.full:
+            self._taken.clear()
+            await self._taken.wait()
+
+    async def _ship(self, group: asyncio.TaskGroup) -> None:
+        """Writes one chunk after the other. While one is under way the next grows, and is prepared once it is full."""
+        writing: asyncio.Task[None] | None = None
+        while True:
+            await self._ready.wait()
+            self._ready.clear()
+            if writing is not None and not self._assembler.full:
+                await writing
+            if not self._assembler.ready:
+                continue
+            chunk = self._assembler.take()
+            self._taken.set()
+            if chunk.holes:
+                await beside(self._fill, chunk)
+            if unknown := chunk.records.keys() - self._session.writer.ends.keys():
+                raise TablesChanged(f"{', '.join(sorted(unknown))} came later", hint="nothing: its topic is made now")
+            prepared = self._session.writer.prepare(chunk)
+            chunk.records.clear()  # they are in the batches now
+            if writing is not None:
+                await writing
+            writing = group.create_task(self._write(chunk, prepared))
+
+    async def _write(self, chunk: Assembly, prepared: list[Batches]) -> None:
+        written = await self._session.writer.write(chunk, prepared)
+        self._settle(chunk, written.durable_us)
+        if self._assembler.ready:
+            self._ready.set()
+
+    def _fill(self, chunk: Assembly) -> None:
+        session = self._session
+        fill(session.connection, chunk.holes, session.catalog.text_columns)
+        for hole in chunk.holes:
+            names = [hole.envelope.table.columns[i].name for i in hole.filled]
+            value, headers = hole.envelope.upsert(hole.op, hole.row, hole.ordinal, names)
+            key, _, timestamp, _ = chunk.records[hole.topic][hole.index]
+            record = self._fitting(chunk, hole.topic, (key, value, timestamp, headers))
+            chunk.records[hole.topic][hole.index] = record
+            chunk.noted(hole.topic, record[1])
+
+    def _fitting(self, chunk: Assembly, topic: str, record: Outgoing) -> Outgoing:
+        oversized = self._session.oversized
+        if len(record[0]) + len(record[1] or b"") > oversized.limit:
+            return oversized.instead(chunk, topic, record)
+        oversized.settled(chunk, topic, record[0], record[2])
+        return record
+
+    def _settle(self, chunk: Assembly, durable_us: int) -> None:
+        """The chunk is durable: feedback, answers to snapshots, metrics."""
+        source = self._config.source_name
+        if chunk.progress is not None:
+            self.progress = chunk.progress
+            failpoint("reader.before-feedback")
+            self._feedback()
+            failpoint("reader.after-feedback")
+        for offer in chunk.offers:
+            offer.answer(True)
+        chunk.tell(self._config.kafka.prefix)
+        READER_BATCH.labels(source).observe(chunk.count)
+        READER_BUFFER.labels(source).set(self._assembler.pending_bytes)
+        READER_PROGRESS.labels(source).set(self.progress.end_lsn)
+        READER_EPOCH.labels(source).set(self.progress.epoch)
+        if chunk.oldest_us:
+            COMMIT_TO_KAFKA.labels(source).observe(max(0.0, (durable_us - chunk.oldest_us) / 1e6))
+            READER_COMMIT_TIME.labels(source).set(self.progress.commit_us / 1e6)
+        if chunk.heartbeat is not None:
+            SOURCE_HEARTBEAT.labels(source).set(chunk.heartbeat.ts_us / 1e6)
+
+    def _feedback(self) -> None:
+        """Tells the slot what is durable, never more; nothing new until the stream is known for progress's history."""
+        proven = self._assembler.proof.given
+        self._session.stream.send_status(self.progress.end_lsn if proven else self._session.confirmed_lsn)
+        READER_FEEDBACK.labels(self._config.source_name).set_to_current_time()
+
+    async def hold(self, error: ConnectError) -> None:
+        """After a lost server: if it is Kafka, the slot stays ours until Kafka is back."""
+        await hold(error, self._session.writer, self._beside(), self._config.source_name)
+
+    async def _beside(self) -> None:
+        await asyncio.gather(self._status(), self._watch_logs())
+
+    async def _watch_logs(self) -> None:
+        """Until a topic has lost records."""
+        config, session = self._config, self._session
+        topics = {config.kafka.table_topic(*name): config.kafka.partitions for name in session.tables}
+        await watch_logs(config, session.progress.logs, topics)
+
+    async def _status(self) -> None:
+        """On a timer: an unanswered wal_sender_timeout would end the stream."""
+        while True:
+            self._feedback()
+            await asyncio.sleep(self._config.postgres.status_seconds)
+
+    def _request(self, content: dict[str, object]) -> None:
+        """A logical message asks for a table's snapshot. Noted in progress, so that a restart does not forget it."""
+        table = content.get("table")
+        if content.get("kind") != "snapshot" or not isinstance(table, list) or tuple(table) not in self._session.tables:
+            log.warning("request not understood", reason="unknown kind or table", hint="use `cdc snapshot TABLE`")
+            return
+        name = (str(table[0]), str(table[1]))
+        label = ".".join(name)
+        state = SnapshotState(since=self._assembler.here)
+        self._assembler.set_snapshot(label, state)
+        if label not in self._assembler.requested:  # else the one that has not begun serves both
+            self._assembler.requested.add(label)
+            self._wanted.put_nowait((name, state))
+
+    async def _snapshots(self) -> None:
+        """One table after the other, while the stream goes on."""
+        while True:
+            name, state = await self._wanted.get()
+            self._assembler.requested.discard(".".join(name))
+            catalog = self._session.catalog
+            table = catalog.table(*name)
+            job = SnapshotJob(
+                self._config, table, catalog.text_columns(table), state, self._assembler.offer, self._on_snapshot
+            )
+            await job.run()
