@@ -18,7 +18,7 @@ from tests.crash.witness import Witness
 from tests.crash.workload import HOT
 
 SLOT_SECONDS = 0.1
-VISIBLE_SECONDS = 1.0
+VISIBLE_SECONDS = 30.0
 ROWS_SECONDS = 0.02
 
 
@@ -50,9 +50,10 @@ class Watch:
                 await asyncio.sleep(SLOT_SECONDS)
 
     async def _compare(self, confirmed: int) -> None:
-        """A commit that Kafka has decided and answered becomes visible a little later, in a broker that has just
-        started up to a second. (A reader that confirms too early is found when it is killed before the commit: it then
-        finds its slot ahead of progress, and refuses.)"""
+        """A commit that Kafka has decided and answered becomes visible a little later: a broker that is killed in between
+        writes its marks when it has started and read its own log. It has to become visible, then, whatever the reader
+        does. (One that confirms too early is also found when it is killed before the commit: the next finds the slot
+        ahead of progress, and refuses.)"""
         deadline = time.monotonic() + VISIBLE_SECONDS
         while (progress := await self._witness.current_progress()) is not None and not self.slot_paused:
             if confirmed <= progress.end_lsn or time.monotonic() > deadline:
