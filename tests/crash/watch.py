@@ -50,8 +50,8 @@ class Watch:
                 await asyncio.sleep(SLOT_SECONDS)
 
     async def _compare(self, confirmed: int) -> None:
-        """A commit that Kafka has decided and answered becomes visible a little later: a broker that is killed in between
-        writes its marks when it has started and read its own log. It has to become visible, then, whatever the reader
+        """A commit that Kafka has decided and answered becomes visible a little later: a broker that is killed in
+        between writes its marks once it has started and read its own log. It has to become visible, whatever the reader
         does. (One that confirms too early is also found when it is killed before the commit: the next finds the slot
         ahead of progress, and refuses.)"""
         deadline = time.monotonic() + VISIBLE_SECONDS
