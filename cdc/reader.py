@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from cdc.cancelling import cancel
 from cdc.config import Config
 from cdc.errors import CdcError, ConnectError, GapError, LoginError, RecordError, StuckError
 from cdc.holding import BACKOFF, pause
@@ -118,9 +119,7 @@ class Reader:
             if task.done():
                 await task
         finally:
-            for each in (task, stop):
-                each.cancel()
-            await asyncio.gather(task, stop, return_exceptions=True)
+            await cancel(task, stop)
 
     async def _session(self) -> None:
         try:

@@ -58,6 +58,7 @@ def _run(summary: Summary, screen: Screen, rig: Rig) -> None:
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
+    from cdc.cancelling import cancellable
     from cdc.demo.story import tell
     from cdc.demo.texts import standard_library
 
@@ -69,7 +70,7 @@ def _run(summary: Summary, screen: Screen, rig: Rig) -> None:
             summary.servers = rig.found["provider"]
             summary.start_seconds = round(time.monotonic() - started, 1)
             screen.servers(summary)
-            asyncio.run(tell(rig, reading.result(), summary, screen))
+            asyncio.run(cancellable(tell(rig, reading.result(), summary, screen)))
 
 
 def _connect(screen: Screen, rig: Rig) -> None:

@@ -114,9 +114,9 @@ class Wal2jsonDecoder:
         """One payload; see `Decoder`. Raises DecodeError, and PreconditionError for what no event can say."""
         try:
             action = payload[_ACTION] if len(payload) > _ACTION else 0
+            if payload.__class__ is not bytes:  # a memoryview
+                payload = bytes(payload)
             if action == 73:  # I
-                if payload.__class__ is not bytes:  # a memoryview
-                    payload = bytes(payload)
                 return self._inserts.decode(payload) or self._insert(payload, _change(payload))
             if action == 85:  # U
                 return self._update(payload, _change(payload))
