@@ -37,6 +37,12 @@ class Drained:
     startup: float
     seconds: float
     records: int
+    changes: int
+
+    @property
+    def whole_rate(self) -> float:
+        """Changes a second with the warm-up, from the moment when the server streamed."""
+        return self.changes / (self.seconds - self.startup)
 
     def details(self) -> dict[str, float]:
         """For a table."""
@@ -44,6 +50,7 @@ class Drained:
             "cpu_seconds_per_million_rows": self.cpu_whole,
             "cpu_after_warm_up": self.cpu,
             "peak_mb": self.peak / MB,
+            "rate_after_warm_up": self.rate,
             "startup_seconds": self.startup,
             "seconds": self.seconds,
         }
@@ -66,7 +73,7 @@ async def drain(bench: Bench, connection: psycopg.Connection, engine: Engine, la
         require(await distinct_keys(lane) == load.changes, f"{engine.name}: rows are missing in the topic")
     rate, cpu = after_warm_up(seen, load.changes)
     whole = (seen[-1][1] - seen[0][1]) / load.changes * 1e6
-    return Drained(rate, cpu, whole, peak, started - spawned, found.seconds - spawned, found.rows)
+    return Drained(rate, cpu, whole, peak, started - spawned, found.seconds - spawned, found.rows, load.changes)
 
 
 def after_warm_up(seen: Sequence[tuple[Sample, float]], changes: int) -> tuple[float, float]:

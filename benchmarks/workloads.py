@@ -49,7 +49,7 @@ async def usual(bench: Bench) -> list[Result]:
         found.append(Check(f"memory, steady: {engine.name}", peak, STEADY_MB, "MB"))
         if bench.quick:
             continue
-        first, second = (run.rate for run in runs)
+        first, second = (run.whole_rate for run in runs)
         apart = f"±{abs(first - second) / max(first, second):.0%}"
         twice.append((engine.name, round(first), round(second), apart, *(round(run.cpu_whole, 1) for run in runs)))
     columns = ("engine", "rows/s", "rows/s again", "apart", "CPU s per million", "again")
@@ -103,7 +103,7 @@ async def _compared(
     first = bound(connection, dsn, slots[0], options, end, load.changes)
     runs = [await drain(bench, connection, engine, lane, load) for lane in lanes]
     second = bound(connection, dsn, slots[1], options, end, load.changes)
-    ours = sum(run.rate for run in runs) / len(runs)
+    ours = sum(run.whole_rate for run in runs) / len(runs)  # as the bound: from the stream's start
     name = f"{engine.name}: {load.name}"
     comparison = Comparison(name, BOUND, "rows/s", ours, (first, second), None, runs[0].details())
     bench.tell(f"{name}: {ours:,.0f} of {first:,.0f} and {second:,.0f} rows/s, {runs[0].cpu_whole:.1f} s CPU")

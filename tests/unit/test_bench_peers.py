@@ -18,7 +18,7 @@ DSN = "postgresql://us%40er:secret@127.0.0.1:15432/base"
 
 
 def drained(rate: float, cpu: float, peak: int) -> Drained:
-    return Drained(rate, cpu, cpu, peak, startup=1.0, seconds=1.0, records=1)
+    return Drained(rate, cpu, cpu, peak, startup=1.0, seconds=2.0, records=1, changes=1)
 
 
 def lane() -> Lane:
