@@ -20,6 +20,7 @@ from cdc.position import Position
 from consumers.dead_letters import DeadLetters
 from consumers.faiss import FaissStore
 from consumers.letters import OpenLetters, read_dead_letters, read_entries
+from consumers.rebuild import rebuild
 from consumers.redis import RedisStore
 from consumers.runtime import Runtime
 from consumers.store import Record, Rejected
@@ -210,6 +211,23 @@ async def test_a_closing_that_was_lost_is_made_up_for(config: Config, topics: To
     await _again(config, letter)
     async with running(config, "redis"):
         await until(lambda: _closed(config, letter.id), "settled once more")
+
+
+async def test_a_letter_that_a_rebuild_has_outrun(config: Config, topics: TopicWriter) -> None:
+    """The new store holds a newer record of the key, which the consumer will never see pass."""
+    await topics.put(TABLE, [row(1), row(2)])
+    await unsound(topics, 1)
+    async with running(config, "redis") as (runtime, store):
+        await until(lambda: open_letters("redis") == 1, "one letter")
+        async with runtime._working:  # the consumer stands meanwhile
+            await topics.put(TABLE, [row(1, content="newer")], op="u")
+            beside = RedisStore(config)
+            report = await rebuild(config, beside, tables=(TABLE,))
+            await beside.close()
+            assert report.swapped
+        await until(lambda: open_letters("redis") == 0, "compared with the store that is there now")
+        assert await keys_of(store) == {1, 2}
+    assert in_redis(config, 1)["content"] == "newer"
 
 
 async def _again(config: Config, letter: Any) -> None:
