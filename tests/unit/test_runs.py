@@ -30,7 +30,6 @@ TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12),
     st.sampled_from(["", "plain", 'q"', "back\\slash", "new\nline", "é", "\x7f", "null"]),
 )
-TAKEN = {"I": 0, "U": 0}
 
 
 def fed(frames: list[bytes], decoder: Decoder, to: Assembler, *, by_runs: bool) -> tuple[Any, int]:
@@ -130,12 +129,8 @@ def test_values_of_every_kind_wal2json(values: tuple[str, ...], old: str) -> Non
     begin = FRAMES["wal2json"][0]
     inserts = [INSERT % good, INSERT % good, INSERT % values, INSERT % good]
     updates = [UPDATE % (*good, "7"), UPDATE % (*good, "7"), UPDATE % (*values, old), UPDATE % (*good, "7")]
-    TAKEN["I"] += same("wal2json", [begin, *[text.encode() for text in inserts]])
-    TAKEN["U"] += same("wal2json", [begin, *[text.encode() for text in updates]])
-
-
-def test_runs_took_some_of_both() -> None:
-    assert min(TAKEN.values()) >= 600
+    assert same("wal2json", [begin, *[text.encode() for text in inserts]]) >= 1
+    assert same("wal2json", [begin, *[text.encode() for text in updates]]) >= 1
 
 
 @settings(max_examples=600, deadline=None)
