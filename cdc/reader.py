@@ -11,7 +11,6 @@ from typing import Any
 
 import psycopg
 
-from cdc.cancelling import cancel
 from cdc.config import Config
 from cdc.errors import CdcError, ConnectError, GapError, LoginError, RecordError, StuckError
 from cdc.holding import BACKOFF, pause
@@ -119,7 +118,9 @@ class Reader:
             if task.done():
                 await task
         finally:
-            await cancel(task, stop)
+            for each in (task, stop):
+                each.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
 
     async def _session(self) -> None:
         try:

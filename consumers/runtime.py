@@ -21,7 +21,6 @@ from typing import Any, cast
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from cdc import log, metrics
-from cdc.cancelling import cancel
 from cdc.config import Config
 from cdc.errors import ConnectError, StoreLost
 from cdc.failpoint import failpoint
@@ -141,7 +140,9 @@ class Runtime:
             await self._close(stopping, *listening, *self._caretaker.running())
 
     async def _close(self, *tasks: asyncio.Future[Any]) -> None:
-        await cancel(*tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.partitions.stop()
         await self._dead_letters.close()
         await self._store.close()

@@ -37,6 +37,7 @@ def demo(
     from cdc.demo.summary import Summary
 
     log.configure("demo", quiet=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job inherits it ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # stops as Ctrl-C does
     summary, screen, rig = Summary(seed, platform.python_version()), Screen(Console(stderr=as_json)), Rig(stay=keep)
     started = time.monotonic()
@@ -58,7 +59,6 @@ def _run(summary: Summary, screen: Screen, rig: Rig) -> None:
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
-    from cdc.cancelling import cancellable
     from cdc.demo.story import tell
     from cdc.demo.texts import standard_library
 
@@ -70,7 +70,7 @@ def _run(summary: Summary, screen: Screen, rig: Rig) -> None:
             summary.servers = rig.found["provider"]
             summary.start_seconds = round(time.monotonic() - started, 1)
             screen.servers(summary)
-            asyncio.run(cancellable(tell(rig, reading.result(), summary, screen)))
+            asyncio.run(tell(rig, reading.result(), summary, screen))
 
 
 def _connect(screen: Screen, rig: Rig) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
 from tests.acceptance.conftest import processes_of
@@ -19,11 +20,14 @@ from tests.acceptance.conftest import processes_of
 STOP_SECONDS = 90  # an orderly stop takes two; only so that a broken one ends
 
 
+BACKGROUND = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")  # as a script's `… &`: it begins with SIGINT ignored
+
+
 @contextmanager
-def running_demo() -> Iterator[subprocess.Popen[str]]:
+def running_demo(*by: str) -> Iterator[subprocess.Popen[str]]:
     """`cdc demo --json`, its progress in stderr; ended whatever the test did."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "cdc.cli", "demo", "--json"],
+        [*by, sys.executable, "-m", "cdc.cli", "demo", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -109,8 +113,9 @@ def test_demo_fails_when_a_store_differs() -> None:
     assert processes_of(folder) == []
 
 
-def test_demo_stops_cleanly_when_interrupted() -> None:
-    with running_demo() as process:
+@pytest.mark.parametrize("by", [pytest.param((), id="alone"), pytest.param(BACKGROUND, id="in the background")])
+def test_demo_stops_cleanly_when_interrupted(by: tuple[str, ...]) -> None:
+    with running_demo(*by) as process:
         wait_for_step(process, "texts by INSERT")
         folder = folder_of(process)
         process.terminate()
