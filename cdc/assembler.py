@@ -21,7 +21,20 @@ from cdc.kafka.progress import Progress, SnapshotState
 from cdc.log import get
 from cdc.oversized import Oversized
 from cdc.position import Position
-from cdc.source.events import UNCHANGED, UNKNOWN, Begin, Commit, Event, Fragment, Message, Row, Run, Table, Truncate
+from cdc.source.events import (
+    UNCHANGED,
+    UNKNOWN,
+    Begin,
+    Commit,
+    Decoder,
+    Event,
+    Fragment,
+    Message,
+    Row,
+    Run,
+    Table,
+    Truncate,
+)
 from cdc.source.fill import Hole, has_hole
 from cdc.source.history import Proof
 from cdc.source.rows import SNAPSHOT_HEAD, Envelope, Origin
@@ -104,6 +117,17 @@ class Assembler:
             self._message(event)  # type: ignore[arg-type]
         else:
             self._truncate(event)  # type: ignore[arg-type]
+
+    def feed(self, decoder: Decoder, payloads: list[bytes], at: int) -> int:
+        """The message at `at`, or as many from there on as a run takes: the index of the first behind."""
+        run = decoder.run(payloads[at])
+        stop = self.run(run, payloads, at) if run is not None else at
+        if stop == at:
+            event = decoder.decode(payloads[at])
+            stop += 1
+            if event is not None:
+                self.add(event)
+        return stop
 
     def run(self, run: Run, payloads: list[bytes], start: int) -> int:
         """As many messages from `start` on as the run takes, as `add` would; the index of the first that it does not,

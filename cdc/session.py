@@ -106,7 +106,8 @@ async def _open(
     stream = Stream.start(config.postgres, decoder.options(), asyncio.get_running_loop())  # 2
     writer = Writer(config, partitions)
     try:
-        async with _answering(stream, config, slot.confirmed_lsn):
+        held = cast(Slot, read_slot(connection, config.postgres.slot))  # as it stands now that it is ours
+        async with _answering(stream, config, held.confirmed_lsn):
             await writer.start()  # 3
             progress, confirmed = await _progress(config, connection, tables)  # 4, 5
             topics = {config.kafka.table_topic(*name): config.kafka.partitions for name in tables}

@@ -84,18 +84,11 @@ class Streaming:
             await (asyncio.sleep(0) if payloads else stream.wait(self._config.postgres.status_seconds))
 
     async def _assemble(self, payloads: list[bytes]) -> None:
-        """Message by message, or as many at once as a run takes."""
+        """With pauses while the writer is busy."""
         decoder, assembler = self._session.decoder, self._assembler
         at = 0
         while at < len(payloads):
-            run = decoder.run(payloads[at])
-            stop = assembler.run(run, payloads, at) if run is not None else at
-            if stop == at:
-                event = decoder.decode(payloads[at])
-                stop += 1
-                if event is not None:
-                    assembler.add(event)
-            at = stop
+            at = assembler.feed(decoder, payloads, at)
             if assembler.full:
                 await self._room()
 

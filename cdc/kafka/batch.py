@@ -56,7 +56,8 @@ class Batch:
         self._attributes = _TRANSACTIONAL if transactional else 0
         self._producer = (_NOBODY, _NOBODY, 0)
         self._closed = False
-        self._built: bytes | None = None
+        self._count = 0
+        self._built = b""
 
     def append(
         self, *, timestamp: int, key: bytes, value: bytes | None, headers: Sequence[tuple[str, bytes]]
@@ -74,11 +75,11 @@ class Batch:
 
     def size(self) -> int:
         """Bytes, before compression until it is built."""
-        return HEADER_BYTES + len(self.records) if self._built is None else len(self._built)
+        return len(self._built) or HEADER_BYTES + len(self.records)
 
     def record_count(self) -> int:
         """Records in it."""
-        return int(self.records.count)
+        return self._count or self.records.count
 
     def _set_producer_state(self, producer_id: int, epoch: int, sequence: int) -> None:
         """By aiokafka, before each try."""
@@ -87,8 +88,9 @@ class Batch:
     def _build(self) -> bytes:
         """By aiokafka: once; a second try sends the same bytes with the same sequence."""
         self._closed = True
-        if self._built is None:
-            self._built = self._encode(self.records.content())
+        if not self._built:
+            self._built, self._count = self._encode(self.records.content()), self.records.count
+            self.records = Records(0)  # the uncompressed ones are not needed again
         return self._built
 
     def _encode(self, content: bytes) -> bytes:

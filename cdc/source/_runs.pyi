@@ -20,41 +20,21 @@ class Target:
 
 class Run:
     layout: Layout
+    def __init__(
+        self,
+        layout: Layout,
+        head: bytes,
+        places: tuple[int, ...],
+        hows: tuple[str, ...],
+        calls: tuple[Callable[[bytes], Any] | None, ...],
+        *rest: Any,
+    ) -> None: ...
     def take(self, payloads: list[bytes], start: int, target: Target) -> int: ...
 
-class Wal2jsonRun(Run):
-    def __init__(
-        self,
-        layout: Layout,
-        head: bytes,
-        places: tuple[int, ...],
-        hows: tuple[str, ...],
-        calls: tuple[Callable[[bytes], Any] | None, ...],
-        literals: tuple[bytes, ...],
-        old: tuple[bytes, ...],
-        same: tuple[int, ...],
-    ) -> None: ...
-
-class PgoutputRun(Run):
-    def __init__(
-        self,
-        layout: Layout,
-        head: bytes,
-        places: tuple[int, ...],
-        hows: tuple[str, ...],
-        calls: tuple[Callable[[bytes], Any] | None, ...],
-        start: bytes,
-    ) -> None: ...
+class Wal2jsonRun(Run): ...
+class PgoutputRun(Run): ...
 
 class Result(Run):
-    def __init__(
-        self,
-        layout: Layout,
-        head: bytes,
-        places: tuple[int, ...],
-        hows: tuple[str, ...],
-        calls: tuple[Callable[[bytes], Any] | None, ...],
-    ) -> None: ...
     def rows(
         self, get: Callable[[int, int], bytes | None], count: int, version: int, rows: list[tuple[bytes, bytes, Any]]
     ) -> int: ...

@@ -19,14 +19,18 @@ class Runs:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, bytes], Run] = {}
+        self._shapes: dict[tuple[int, bytes], tuple[Shape, Shape | None]] = {}  # what each was learnt from
 
     def clear(self) -> None:
         """A table may have changed: everything is learnt anew."""
         self._known.clear()
+        self._shapes.clear()
 
     def find(self, payload: bytes) -> Run | None:
         """The run that may take the message."""
-        return self._known.get((payload[_ACTION], named(payload))) if len(payload) > _ACTION else None
+        if not self._known or len(payload) <= _ACTION:
+            return None
+        return self._known.get((payload[_ACTION], named(payload)))
 
     def learn(
         self,
@@ -38,12 +42,15 @@ class Runs:
     ) -> None:
         """From a whole row whose key did not change. `identity` and `old` are an update's."""
         action, name = payload[_ACTION], named(payload)
+        if not COMPILED or not name or self._shapes.get((action, name)) == (shape, old):
+            return
         for each in _OPS:  # of an older layout
             known = self._known.get((each, name))
             if known is not None and known.layout.table is not shape.table:
-                del self._known[each, name]
-        if not COMPILED or not name or not shape.whole or any(way.how == "call" for way in shape.key_ways):
+                del self._known[each, name], self._shapes[each, name]
+        if not shape.whole or any(way.how == "call" for way in shape.key_ways):
             return
+        self._shapes[action, name] = shape, old
         places = old.targets if old is not None else []
         same = [place if place in shape.table.key else -1 for place in places]
         pairs = list(zip(identity, same, strict=True))

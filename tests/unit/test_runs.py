@@ -32,22 +32,31 @@ TEXTS = st.one_of(
 )
 
 
+class Plain:
+    """A decoder that knows no runs."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.options, self.decode = decoder.options, decoder.decode
+
+    def run(self, payload: bytes) -> None:
+        """None."""
+
+
 def fed(frames: list[bytes], decoder: Decoder, to: Assembler, *, by_runs: bool) -> tuple[Any, int]:
     """What came of the frames, as far as they went; how many messages runs took."""
-    at = taken = 0
+    at, taken, take = 0, [], to.run
+
+    def counted(run: Any, payloads: list[bytes], start: int) -> int:
+        stop = take(run, payloads, start)
+        taken.append(stop - start)
+        return stop
+
+    to.run = counted  # type: ignore[method-assign]
     with suppress(CdcError):
         while at < len(frames):
-            run = decoder.run(frames[at]) if by_runs else None
-            stop = to.run(run, frames, at) if run is not None else at
-            taken += stop - at
-            if stop == at:
-                event = decoder.decode(frames[at])
-                stop += 1
-                if event is not None:
-                    to.add(event)
-            at = stop
+            at = to.feed(decoder if by_runs else Plain(decoder), frames, at)
     chunk = to.take()
-    return (chunk.records, chunk.count, chunk.nbytes, chunk.progress, len(chunk.holes), to.full, at), taken
+    return (chunk.records, chunk.count, chunk.nbytes, chunk.progress, len(chunk.holes), to.full, at), sum(taken)
 
 
 def same(plugin: str, frames: list[bytes], rows: int = 1000) -> int:
