@@ -28,10 +28,10 @@ crash-huge: setup ## A million rows in one transaction, rows of 50 and 600 MB; t
 	CDC_HUGE=1 $(BIN)/pytest -rP tests/crash/test_huge.py
 
 model: setup ## A million steps of the I/O-free model of order, versions and deliveries
-	CDC_MODEL_STEPS=1000000 $(BIN)/pytest -rP tests/property/test_delivery_model.py
+	CDC_SEED=$(or $(SEED),random) CDC_MODEL_STEPS=1000000 $(BIN)/pytest -rP tests/property/test_delivery_model.py
 
 fuzz: setup ## Three million broken frames and records
-	CDC_FUZZ_INPUTS=3000000 $(BIN)/pytest -rP tests/unit/test_fuzz_frames.py tests/unit/test_fuzz_records.py
+	CDC_SEED=$(or $(SEED),random) CDC_FUZZ_INPUTS=3000000 $(BIN)/pytest -rP tests/unit/test_fuzz_frames.py tests/unit/test_fuzz_records.py
 
 TRIALS ?= 300
 MINUTES ?= 30

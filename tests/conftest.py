@@ -6,12 +6,18 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from cdc.embedded import Endpoints, Servers
+from tests.chance import GIVEN
+
+hypothesis.settings.register_profile("repeated", derandomize=True)
+if GIVEN != "random":
+    hypothesis.settings.load_profile("repeated")
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ either be refused by DecodeError or give an index that can be searched, changed 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import resource
@@ -127,7 +128,7 @@ def bend(image: dict[str, Any], chance: random.Random) -> None:
 
 
 def bend_manifest(manifest: dict[str, Any], chance: random.Random) -> None:
-    """One or two fields, also inner ones."""
+    """One or two fields, also inner ones. Copies: a bent field may be bent again, and must not come to hold itself."""
     for _ in range(chance.randint(1, 2)):
         inner: dict[str, Any] = chance.choice((manifest, manifest, manifest.get("kindred"), manifest.get("files")))
         if not isinstance(inner, dict) or not inner:
@@ -136,7 +137,7 @@ def bend_manifest(manifest: dict[str, Any], chance: random.Random) -> None:
         if chance.random() < 0.15:
             inner.pop(name, None)
         else:
-            inner[name] = chance.choice(ODD)
+            inner[name] = copy.deepcopy(chance.choice(ODD))
 
 
 def make(good: Path, bad: Path, chance: random.Random) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -31,14 +30,6 @@ TABLE = "public.memories"
 NAME = ("public", "memories")
 DIMENSION = 8
 STABLE = 20  # rows written first and never changed: what a reader must find at any moment
-SEED_VARIABLE = "CDC_CRASH_SEED"
-
-
-def seeded() -> random.Random:
-    """Chance with its seed printed; the environment repeats a run."""
-    seed = int(os.environ.get(SEED_VARIABLE) or secrets.randbits(32))
-    print(f"{SEED_VARIABLE}={seed}")
-    return random.Random(seed)
 
 
 def settings(bootstrap: str, redis_url: str, folder: Path, **changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import redis.asyncio as client
 from cdc.embedded import Endpoints, Servers
 from consumers.letters import read_dead_letters
 from consumers.rebuild import rebuild
+from tests.chance import seeded
 from tests.crash.stores import (
     DIMENSION,
     STABLE,
@@ -35,7 +36,6 @@ from tests.crash.stores import (
     ended,
     equal,
     raw,
-    seeded,
     settings,
     table,
 )

@@ -21,9 +21,10 @@ from consumers.faiss import FaissStore
 from consumers.faiss.folder import POINTER, Home
 from consumers.faiss.snapshot import INDEX, LEDGER, MANIFEST, TEMPORARY
 from consumers.store import Record
+from tests.chance import seeded
 from tests.crash.disk import Disk, mounted
 from tests.crash.filesystem import Crash, disk_after, recorded, write_out
-from tests.crash.stores import becomes_equal, committed, consuming, seeded, settings, table
+from tests.crash.stores import becomes_equal, committed, consuming, settings, table
 from tests.vector_records import TOPIC, batch, config, deletion, opened, record, vectors
 from tests.waiting import until
 

@@ -1,6 +1,6 @@
 """A short run of the crash harness: each group of failpoints once, two processes at a time.
 
-The long run is `make crash`. CDC_CRASH_SEED repeats a run.
+The long run is `make crash`. CDC_SEED=n is another run.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import random
 from pathlib import Path
 
 from cdc.embedded import Endpoints
+from tests.chance import seeded
 from tests.conftest import fresh_database
 from tests.crash.cases import CASES, Case
 from tests.crash.report import Report
 from tests.crash.rig import lay_out, rigged
-from tests.crash.stores import seeded
 from tests.crash.trial import begin, run
 from tests.crash.workload import Journal
 

@@ -15,6 +15,7 @@ import pytest
 
 from cdc.config import Config
 from cdc.embedded import Endpoints, Servers
+from tests.chance import seeded
 from tests.comparison import assert_equal_everywhere, assert_in_order
 from tests.crash.disk import Disk, mounted
 from tests.crash.kafka_cluster import (
@@ -27,7 +28,6 @@ from tests.crash.kafka_cluster import (
     witness,
     writing,
 )
-from tests.crash.stores import seeded
 from tests.pipeline import MEMORIES, config_of, pipeline, source
 from tests.waiting import until
 

@@ -22,10 +22,10 @@ from prometheus_client import REGISTRY
 
 from cdc.config import Config
 from cdc.embedded import Endpoints
+from tests.chance import seeded
 from tests.comparison import assert_equal_everywhere, assert_in_order
 from tests.crash.cluster import Cluster, prepared
 from tests.crash.disk import Disk, mounted
-from tests.crash.stores import seeded
 from tests.pipeline import Running, pipeline, source
 from tests.waiting import until
 

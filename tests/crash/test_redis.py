@@ -25,6 +25,7 @@ from cdc.metrics import STORE_UP
 from consumers.rebuild import rebuild
 from consumers.redis import RedisStore
 from consumers.verify import compare
+from tests.chance import seeded
 from tests.crash.proxy import Proxy
 from tests.crash.redis_server import RedisServer
 from tests.crash.stores import (
@@ -35,7 +36,6 @@ from tests.crash.stores import (
     Table,
     becomes_equal,
     consuming,
-    seeded,
     settings,
     table,
 )

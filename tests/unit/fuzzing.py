@@ -30,13 +30,6 @@ _VALUES: list[Any] = [
 ]  # fmt: skip
 
 
-def chance(test: str) -> random.Random:
-    """A generator whose seed is printed; `CDC_FUZZ_SEED` repeats a run."""
-    seed = int(os.environ.get("CDC_FUZZ_SEED", random.randrange(1 << 32)))
-    print(f"{test}: CDC_FUZZ_SEED={seed}")
-    return random.Random(seed)
-
-
 def mutate(rng: random.Random, inputs: Sequence[bytes]) -> bytes:
     """One of them, changed in one to four places."""
     data = bytearray(inputs[int(rng.random() * len(inputs))])

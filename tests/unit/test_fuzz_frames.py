@@ -18,9 +18,10 @@ from cdc.kafka.partitioner import partitions
 from cdc.kafka.progress import Progress
 from cdc.position import decode_position
 from cdc.source.rows import Origin
+from tests.chance import seeded
 from tests.decoding import decoder
 from tests.unit.frames.record import FOLDER, RecordedCatalog, recorded
-from tests.unit.fuzzing import INPUTS, chance, confuse, frugal, guarded, mutate
+from tests.unit.fuzzing import INPUTS, confuse, frugal, guarded, mutate
 
 SHARE = 3  # of all inputs: a third for each plugin, the rest in test_fuzz_records
 CONFIG = parse({"postgres": {"dsn": "", "tables": ["public.*"]}, "kafka": {"bootstrap": "none", "transaction_rows": 3}})
@@ -88,7 +89,7 @@ def check(chunk: Assembly) -> None:
 
 @pytest.mark.parametrize("plugin", ["wal2json", "pgoutput"])
 def test_broken_streams(plugin: str) -> None:
-    stream = Stream(plugin, chance(plugin))
+    stream = Stream(plugin, seeded(plugin))
     done = 0
     with frugal():
         while done < INPUTS // SHARE:

@@ -30,8 +30,9 @@ from consumers.redis.keys import keys_for
 from consumers.redis.rows import RowEncoder
 from consumers.store import Record
 from consumers.topics import TableTopics
+from tests.chance import seeded
 from tests.property.delivery.source import KEY, NAMES, TABLES, TOPICS, fragments
-from tests.unit.fuzzing import INPUTS, chance, confuse, frugal, guarded, mutate
+from tests.unit.fuzzing import INPUTS, confuse, frugal, guarded, mutate
 
 CONFIG = parse({"postgres": {"dsn": "", "tables": ["public.*"]}, "kafka": {"bootstrap": "none", "prefix": "m"}})
 TOPIC = TOPICS[NAMES[0]]
@@ -55,7 +56,7 @@ class Fuzz:
     """Seeded inputs; counts what became of them."""
 
     def __init__(self, test: str) -> None:
-        self.rng: random.Random = chance(test)
+        self.rng: random.Random = seeded(test)
         self.outcomes: Counter[str] = Counter()
         self.done = 0
 
