@@ -18,6 +18,7 @@ from rich.console import Console
 
 from benchmarks import (
     ceilings,
+    clients,
     faiss,
     growth,
     idle,
@@ -39,14 +40,14 @@ from cdc.embedded import Servers
 Run = Callable[[Bench], Awaitable[Sequence[Result]]]
 ALL: dict[str, Run] = {
     "reader": workloads.usual, "workloads": workloads.star, "peers": peers.run,
-    "ceilings": ceilings.run, "snapshot": snapshot.run, "redis": redis.run, "faiss": faiss.run,
+    "ceilings": ceilings.run, "clients": clients.run, "snapshot": snapshot.run, "redis": redis.run, "faiss": faiss.run,
     "trained": faiss.run_trained, "latency": latency.run,
     "search": search.run, "startup": startup.run, "idle": idle.run, "growth": growth.run,
 }  # fmt: skip
 # How long each takes on two idle cores: only their shares count, for the time that is left.
 SECONDS = {
-    "reader": 90, "workloads": 420, "peers": 180, "ceilings": 60, "snapshot": 30, "redis": 40, "faiss": 60,
-    "trained": 60, "search": 90, "latency": 300, "startup": 20, "idle": 50, "growth": 150,
+    "reader": 90, "workloads": 420, "peers": 180, "ceilings": 60, "clients": 30, "snapshot": 30, "redis": 40,
+    "faiss": 60, "trained": 60, "search": 90, "latency": 300, "startup": 20, "idle": 50, "growth": 150,
 }  # fmt: skip
 SEED = 20260701
 WIDTH = 140  # characters of a table in a file

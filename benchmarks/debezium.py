@@ -62,14 +62,10 @@ class Debezium:
     delivery: str = "at least once"
     delete_records: int = 2
 
-    def missing(self) -> str | None:
+    def obtain(self) -> None:
         """Fetches the jars once."""
-        try:
-            programs.java("auto")
-            jar_folder()
-        except PreconditionError as error:
-            return str(error)
-        return None
+        programs.java("auto")
+        jar_folder()
 
     @contextmanager
     def running(self, bench: Bench, lane: Lane) -> Iterator[Running]:

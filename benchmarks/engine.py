@@ -92,8 +92,8 @@ class Engine(Protocol):
     def delete_records(self) -> int:
         """Records that a delete yields in the topic."""
 
-    def missing(self) -> str | None:
-        """A sentence that says why it cannot run here; None when it can. May fetch and build it, once."""
+    def obtain(self) -> None:
+        """Fetches and builds it, once. Raises PreconditionError: why it cannot run here."""
 
     def running(self, bench: Bench, lane: Lane) -> AbstractContextManager[Running]:
         """Starts it, and ends it by SIGTERM. It takes everything from the lane's slot on, without a snapshot.
@@ -129,11 +129,10 @@ class Ours:
         """As tables show it."""
         return f"memory-cdc, {self.plugin}"
 
-    def missing(self) -> str | None:
-        """Only wal2json may be."""
+    def obtain(self) -> None:
+        """Only wal2json may be missing."""
         if self.plugin == "wal2json" and not programs.postgres("auto").wal2json:
-            return "this PostgreSQL has no wal2json"
-        return None
+            raise PreconditionError("this PostgreSQL has no wal2json", hint="pgoutput is measured")
 
     @contextmanager
     def running(self, bench: Bench, lane: Lane) -> Iterator[Running]:
@@ -143,8 +142,9 @@ class Ours:
 
 
 def unusable(engine: Engine) -> str | None:
-    """`missing`, also when fetching it failed."""
+    """Why it cannot run here; None when it can."""
     try:
-        return engine.missing()
+        engine.obtain()
     except PreconditionError as error:
         return str(error)
+    return None

@@ -47,13 +47,9 @@ class GoPqCdc:
     delivery: str = "at least once"
     delete_records: int = 1
 
-    def missing(self) -> str | None:
+    def obtain(self) -> None:
         """Builds it once."""
-        try:
-            built()
-        except PreconditionError as error:
-            return str(error)
-        return None
+        built()
 
     @contextmanager
     def running(self, bench: Bench, lane: Lane) -> Iterator[Running]:
