@@ -82,17 +82,30 @@ class Metrics(Section):
     reader_port: Port = 9480
     redis_port: Port = 9481
     faiss_port: Port = 9482
+    gateway_port: Port = 9483
     reader_address: str | None = None  # host:port where `cdc status` finds it; None: `host` and the port above
     redis_address: str | None = None
     faiss_address: str | None = None
+    gateway_address: str | None = None
+
+
+class Index(Section):
+    """Where the FAISS consumer answers our own processes over HTTP: searches, versions, records. Not for clients."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8481
+    address: str | None = None  # host:port where the gateway and commands find it; None: `host` and `port`
 
 
 class Gateway(Section):
-    """Search and statistics over HTTP, served by the FAISS consumer."""
+    """What speaks for the whole system over HTTP, as a process of its own: `cdc gateway`."""
 
     host: str = "127.0.0.1"
     port: Port = 8480
-    address: str | None = None  # host:port where commands find it; None: `host` and `port`
+    address: str | None = None  # host:port where clients find it; None: `host` and `port`
+    stats_seconds: float = Field(5.0, ge=0)  # counts are taken again when they are older, and tell how old they are
+    admin_key: SecretStr | None = Field(None, min_length=16)  # none: nobody may; at best ADMIN_KEY_FILE
+    admin_per_minute: int = Field(30, ge=1)  # calls under /admin and /jobs, refused ones included
 
 
 class Freshness(Section):
@@ -113,6 +126,7 @@ class Config(Section):
     faiss: Faiss = Faiss()
     embedder: Embedder = Embedder()
     metrics: Metrics = Metrics()
+    index: Index = Index()
     gateway: Gateway = Gateway()
     freshness: Freshness = Freshness()
 
@@ -173,7 +187,7 @@ def parse(data: dict[str, Any], origin: str = "config") -> Config:
 def _secret(field: str, kind: str) -> bool:
     """Whether the value is not to be shown: it is one, or nobody knows what it is (a misspelt key, a whole section)."""
     unknown = kind == "extra_forbidden" or field in _SECTIONS
-    return unknown or any(word in field for word in ("password", "secret", "dsn", "url"))
+    return unknown or any(word in field for word in ("password", "secret", "dsn", "url", "admin_key"))
 
 
 _SECTIONS = frozenset(name for name, field in Config.model_fields.items() if field.annotation not in (str, str | None))
