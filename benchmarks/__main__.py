@@ -71,6 +71,7 @@ def main() -> int:
                 options.quick,
                 lambda line: console.log(line),
                 options.full_growth,
+                servers["kafka"].pid or 0,
             )
             found, failed = asyncio.run(measure(bench, options.only))
         finally:

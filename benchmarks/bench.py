@@ -33,6 +33,7 @@ class Bench:
     quick: bool
     tell: Callable[[str], None]
     full_growth: bool = False
+    broker: int = 0  # Kafka's pid
 
     def size(self, full: int, quick: int) -> int:
         """Rows."""

@@ -81,7 +81,7 @@ class Child:
 
     def cpu_seconds(self) -> float:
         """User and system time so far, of the process and all it started (proc(5), stat fields 14 to 17)."""
-        return sum(_ticks(pid) for pid in self._tree()) / TICKS
+        return sum(map(cpu_seconds, self._tree()))
 
     def peak_bytes(self) -> int:
         """The most memory that was resident (proc(5), VmHWM), added up over the process and those it started."""
@@ -109,13 +109,14 @@ class Child:
         return self._log.read().decode(errors="replace")
 
 
-def _ticks(pid: int) -> int:
-    """Its own, and those of its children that have ended; 0 when it ended just now, for then they are its parent's."""
+def cpu_seconds(pid: int) -> float:
+    """User and system time so far, with that of its children that have ended; 0 when it ended just now, for then it is
+    its parent's."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return sum(map(int, fields[11:15]))
+    return sum(map(int, fields[11:15])) / TICKS
 
 
 def _peak_kib(pid: int) -> int:

@@ -16,6 +16,7 @@ import psycopg
 
 from benchmarks import topic
 from benchmarks.bench import Bench, require, wait_for_slot
+from benchmarks.children import cpu_seconds
 from benchmarks.engine import Engine, Lane
 from benchmarks.measure import Sample
 from benchmarks.source import Load
@@ -28,7 +29,8 @@ MB = 1e6
 class Drained:
     """`rate`: changes a second; `cpu`: seconds a million changes, of the program and all it started; `cpu_whole`: the
     same with the warm-up (of few rows much is done before the first are readable, so that `cpu` is low); `peak`: bytes
-    resident; `startup`: seconds until the server streamed; `seconds`: from its start until everything was readable."""
+    resident; `startup`: seconds until the server streamed; `seconds`: from its start until everything was readable;
+    `walsender` and `broker`: their CPU seconds a million changes, beside."""
 
     rate: float
     cpu: float
@@ -38,6 +40,8 @@ class Drained:
     seconds: float
     records: int
     changes: int
+    walsender: float = 0.0
+    broker: float = 0.0
 
     @property
     def whole_rate(self) -> float:
@@ -53,6 +57,8 @@ class Drained:
             "rate_after_warm_up": self.rate,
             "startup_seconds": self.startup,
             "seconds": self.seconds,
+            "walsender_cpu": self.walsender,
+            "broker_cpu": self.broker,
         }
 
 
@@ -63,9 +69,11 @@ async def drain(bench: Bench, connection: psycopg.Connection, engine: Engine, la
     with engine.running(bench, lane) as running:
         started = wait_for_slot(connection, lane.slot, running.child)
         seen = [(Sample(started, 0), running.cpu_seconds())]
+        servers = Servers(bench, connection, lane.slot)
         found = await topic.arrival(
             lane.config, lane.table, records, running.look, lambda sample: seen.append((sample, running.cpu_seconds()))
         )
+        beside = servers.spent(load.changes)
         peak = running.peak_bytes()
     right = found.rows == records or (found.rows > records and engine.delivery != "exactly once")
     require(right, f"{engine.name}: {found.rows} records in the topic, not {records}")
@@ -73,7 +81,27 @@ async def drain(bench: Bench, connection: psycopg.Connection, engine: Engine, la
         require(await distinct_keys(lane) == load.changes, f"{engine.name}: rows are missing in the topic")
     rate, cpu = after_warm_up(seen, load.changes)
     whole = (seen[-1][1] - seen[0][1]) / load.changes * 1e6
-    return Drained(rate, cpu, whole, peak, started - spawned, found.seconds - spawned, found.rows, load.changes)
+    return Drained(
+        rate, cpu, whole, peak, started - spawned, found.seconds - spawned, found.rows, load.changes, *beside
+    )
+
+
+class Servers:
+    """CPU time of the walsender that serves a slot, and of the broker, from now on."""
+
+    def __init__(self, bench: Bench, connection: psycopg.Connection, slot: str) -> None:
+        query = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s"
+        row = connection.execute(query, [slot]).fetchone()
+        self._pids = (row[0] if row and row[0] else 0, bench.broker)
+        self._before = self._now()
+
+    def _now(self) -> list[float]:
+        return [cpu_seconds(pid) if pid else 0.0 for pid in self._pids]
+
+    def spent(self, changes: int) -> tuple[float, float]:
+        """Seconds a million changes: walsender, broker."""
+        sender, broker = (now - before for now, before in zip(self._now(), self._before, strict=True))
+        return sender / changes * 1e6, broker / changes * 1e6
 
 
 def after_warm_up(seen: Sequence[tuple[Sample, float]], changes: int) -> tuple[float, float]:

@@ -105,8 +105,8 @@ def noise(runs: Sequence[Drained]) -> float:
 def table(rounds: Rounds) -> Grid:
     """A row an engine."""
     columns = (
-        "engine", "delivery", "rows/s", "round 1", "round 2", "CPU s per million", "with warm-up", "peak MiB",
-        "seconds in all",
+        "engine", "delivery", "rows/s", "round 1", "round 2", "CPU s per million", "with warm-up", "walsender",
+        "broker", "peak MiB", "seconds in all",
     )  # fmt: skip
     rows: list[tuple[str | float, ...]] = [
         (
@@ -116,6 +116,8 @@ def table(rounds: Rounds) -> Grid:
             *(round(run.rate) for run in runs),
             round(mean(runs, "cpu"), 1),
             round(mean(runs, "cpu_whole"), 1),
+            round(mean(runs, "walsender"), 1),
+            round(mean(runs, "broker"), 1),
             round(mean(runs, "peak") / MIB),
             round(mean(runs, "seconds"), 1),
         )

@@ -51,8 +51,9 @@ async def usual(bench: Bench) -> list[Result]:
             continue
         first, second = (run.whole_rate for run in runs)
         apart = f"±{abs(first - second) / max(first, second):.0%}"
-        twice.append((engine.name, round(first), round(second), apart, *(round(run.cpu_whole, 1) for run in runs)))
-    columns = ("engine", "rows/s", "rows/s again", "apart", "CPU s per million", "again")
+        cpu = (*(run.cpu_whole for run in runs), runs[0].walsender, runs[0].broker)
+        twice.append((engine.name, round(first), round(second), apart, *(round(seconds, 1) for seconds in cpu)))
+    columns = ("engine", "rows/s", "rows/s again", "apart", "CPU s per million", "again", "walsender", "broker")
     return [*found, Grid("A/A: the same twice, the noise floor of rates", columns, tuple(twice))] if twice else found
 
 
@@ -111,7 +112,7 @@ async def _compared(
 
 
 def _table(comparisons: Sequence[Comparison]) -> Grid:
-    columns = ("workload", "rows/s", "bound", "ratio", "CPU s per million", "peak MB")
+    columns = ("workload", "rows/s", "bound", "ratio", "CPU s per million", "walsender", "broker", "peak MB")
     return Grid(
         "Reader into Kafka, by workload",
         columns,
@@ -122,6 +123,8 @@ def _table(comparisons: Sequence[Comparison]) -> Grid:
                 round(sum(result.bounds) / 2),
                 round(result.ratio, 2),
                 round(result.details["cpu_seconds_per_million_rows"], 1),
+                round(result.details["walsender_cpu"], 1),
+                round(result.details["broker_cpu"], 1),
                 round(result.details["peak_mb"]),
             )
             for result in comparisons
