@@ -7,7 +7,9 @@ number of vectors in the index; at the end rows drawn from PostgreSQL must be fo
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import psycopg
@@ -28,26 +30,40 @@ COLUMN = "embedding"
 OURS = 0.999  # cosine similarity of a vector with itself, after rounding; random ones are near 0
 
 
-async def run(bench: Bench) -> list[Comparison]:
-    """Bound, consumer, rebuild, bound again."""
-    rows = bench.size(60_000, 20_000)
+class Filled(NamedTuple):
+    """A table of vectors that is in its topic: how programs under test are configured, and rows to search for."""
+
+    rows: int
+    settings: dict[str, Any]
+    config: Config
+    keys: list[bytes]
+    vectors: Vectors
+
+
+@asynccontextmanager
+async def filled(bench: Bench, name: str, rows: int, **sections: dict[str, Any]) -> AsyncIterator[Filled]:
+    """Makes the rows and puts them into Kafka; `sections` go over the configuration."""
     with source.database(bench.endpoints.postgres_dsn) as dsn, source.connect(dsn) as connection:
         source.create_memories(connection)
-        with timed(bench.tell, f"faiss: {rows:,} vectors made"):
+        with timed(bench.tell, f"{name}: {rows:,} vectors made"):
             source.fill_memories(connection, rows, bench.seed)
-        settings = bench.settings(
-            dsn, source.MEMORIES, postgres={"plugin": bench.endpoints.plugin}, tables=tables(COLUMN)
-        )
-        with timed(bench.tell, f"faiss: {rows:,} records put into Kafka"):
+        sections |= {"postgres": {"plugin": bench.endpoints.plugin}, "tables": {source.MEMORIES: {"vector": COLUMN}}}
+        settings = bench.settings(dsn, source.MEMORIES, **sections)
+        with timed(bench.tell, f"{name}: {rows:,} records put into Kafka"):
             config = await fill_topic(bench, settings, source.MEMORIES, rows)
-        keys, wanted = drawn(connection)
-        bare(bench, settings, rows)  # warms the topic's pages up
-        first = bare(bench, settings, rows)
-        consumed, consuming = consume(bench, settings, rows)
-        await check(config, rows, keys, wanted)
-        rebuilt, rebuilding = rebuild(bench, settings, rows)
-        await check(config, rows, keys, wanted)
-        again = bare(bench, settings, rows)
+        yield Filled(rows, settings, config, *drawn(connection))
+
+
+async def run(bench: Bench) -> list[Comparison]:
+    """Bound, consumer, rebuild, bound again."""
+    async with filled(bench, "faiss", bench.size(60_000, 20_000)) as table:
+        bare(bench, table)  # warms the topic's pages up
+        first = bare(bench, table)
+        consumed, consuming = consume(bench, table)
+        await check(table)
+        rebuilt, rebuilding = rebuild(bench, table)
+        await check(table)
+        again = bare(bench, table)
     bench.tell(f"faiss: consumer {consumed:,.0f}, rebuild {rebuilt:,.0f}, bare {first:,.0f} and {again:,.0f} records/s")
     bounds = (first, again)
     name = "bare fetch and decode"
@@ -60,55 +76,37 @@ async def run(bench: Bench) -> list[Comparison]:
 async def run_trained(bench: Bench) -> list[Comparison]:
     """A rebuild that ends in a partitioned index, against training and filling one from memory, before and after."""
     rows = bench.size(120_000, 20_000)
-    with source.database(bench.endpoints.postgres_dsn) as dsn, source.connect(dsn) as connection:
-        source.create_memories(connection)
-        with timed(bench.tell, f"trained: {rows:,} vectors made"):
-            source.fill_memories(connection, rows, bench.seed)
-        settings = bench.settings(
-            dsn,
-            source.MEMORIES,
-            postgres={"plugin": bench.endpoints.plugin},
-            tables=tables(COLUMN),
-            faiss={"flat_limit": rows // 2},
-        )
-        with timed(bench.tell, f"trained: {rows:,} records put into Kafka"):
-            config = await fill_topic(bench, settings, source.MEMORIES, rows)
-        keys, wanted = drawn(connection)
-        first = trained(bench, settings, rows)
-        rebuilt, details = rebuild(bench, settings, rows)
-        await check(config, rows, keys, wanted)
-        again = trained(bench, settings, rows)
+    async with filled(bench, "trained", rows, faiss={"flat_limit": rows // 2}) as table:
+        first = trained(bench, table)
+        rebuilt, details = rebuild(bench, table)
+        await check(table)
+        again = trained(bench, table)
     bench.tell(f"trained: rebuild {rebuilt:,.0f}, bare {first:,.0f} and {again:,.0f} records/s")
     name = "bare training and adding"
     return [Comparison("FAISS rebuild, IVF", name, "records/s", rebuilt, (first, again), AIM_TRAINED, details)]
 
 
-def trained(bench: Bench, settings: dict[str, Any], rows: int) -> float:
+def trained(bench: Bench, table: Filled) -> float:
     """Vectors a second of the bound."""
-    with bench.start("trained", settings, str(rows), str(bench.seed)) as child:
-        return float(rows / child.answer(LINE_SECONDS)["seconds"])
+    with bench.start("trained", table.settings, str(table.rows), str(bench.seed)) as child:
+        return float(table.rows / child.answer(LINE_SECONDS)["seconds"])
 
 
-def tables(column: str) -> dict[str, Any]:
-    """The section that names the vector column."""
-    return {source.MEMORIES: {"vector": column}}
-
-
-def bare(bench: Bench, settings: dict[str, Any], rows: int) -> float:
+def bare(bench: Bench, table: Filled) -> float:
     """Records a second of the bound."""
-    with bench.start("bare", settings, COLUMN, str(rows)) as child:
+    with bench.start("bare", table.settings, COLUMN, str(table.rows)) as child:
         answer = child.answer(LINE_SECONDS)
-    require(answer["rows"] == rows, f"the bare loop read {answer['rows']} records")
+    require(answer["rows"] == table.rows, f"the bare loop read {answer['rows']} records")
     return float(answer["rate"])
 
 
-def consume(bench: Bench, settings: dict[str, Any], rows: int) -> tuple[float, dict[str, float]]:
+def consume(bench: Bench, table: Filled) -> tuple[float, dict[str, float]]:
     """Vectors a second, between the first ones in the index and the last."""
-    with bench.start("faiss", settings) as child:
+    with bench.start("faiss", table.settings) as child:
         child.answer(LINE_SECONDS)
-        samples = watch(child, rows)
+        samples = watch(child, table.rows)
         details = {
-            "cpu_seconds_per_million_records": child.cpu_seconds() / rows * 1e6,
+            "cpu_seconds_per_million_records": child.cpu_seconds() / table.rows * 1e6,
             "peak_mib": child.peak_bytes() / (1 << 20),
         }
     return rate(samples), details
@@ -123,12 +121,12 @@ def watch(child: Child, rows: int) -> list[Sample]:
     return samples
 
 
-def rebuild(bench: Bench, settings: dict[str, Any], rows: int) -> tuple[float, dict[str, float]]:
+def rebuild(bench: Bench, table: Filled) -> tuple[float, dict[str, float]]:
     """Records a second from the call to the swap: replay, verification and snapshot included."""
     spawned = time.monotonic()
-    with bench.start("rebuild", settings) as child:
+    with bench.start("rebuild", table.settings) as child:
         answer = child.answer(LINE_SECONDS)
-    require(answer["records"] == rows, f"the rebuild replayed {answer['records']} records")
+    require(answer["records"] == table.rows, f"the rebuild replayed {answer['records']} records")
     phases = answer["phases"]
     details = {
         "startup_seconds": answer["ended"] - answer["seconds"] - spawned,
@@ -137,7 +135,7 @@ def rebuild(bench: Bench, settings: dict[str, Any], rows: int) -> tuple[float, d
         "verify_seconds": phases["swap"] - phases["verify"],
         "swap_seconds": answer["ended"] - phases["swap"],
     }
-    return rows / answer["seconds"], details
+    return table.rows / answer["seconds"], details
 
 
 def drawn(connection: psycopg.Connection) -> tuple[list[bytes], Vectors]:
@@ -148,14 +146,14 @@ def drawn(connection: psycopg.Connection) -> tuple[list[bytes], Vectors]:
     return [b'{"id":%d}' % number for number, _ in rows], np.array([vector for _, vector in rows], dtype=np.float32)
 
 
-async def check(config: Config, rows: int, keys: list[bytes], vectors: Vectors) -> None:
+async def check(table: Filled) -> None:
     """Opens the index from the disk and searches."""
-    store = FaissStore(config)
+    store = FaissStore(table.config)
     await store.open()
     try:
-        held = await store.count(*config.faiss.table.split("."))
-        require(held == rows, f"the index holds {held} of {rows} vectors")
-        for key, hits in zip(keys, await store.search(vectors, 1), strict=True):
+        held = await store.count(*table.config.faiss.table.split("."))
+        require(held == table.rows, f"the index holds {held} of {table.rows} vectors")
+        for key, hits in zip(table.keys, await store.search(table.vectors, 1), strict=True):
             require(hits[0].key == key and hits[0].score > OURS, f"{key!r} is not found by its own vector")
     finally:
         await store.close()

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from aiokafka import AIOKafkaProducer
 
-from benchmarks import faiss, source
-from benchmarks.bench import Bench, fill_topic, require, timed
+from benchmarks import faiss
+from benchmarks.bench import Bench, require
 from benchmarks.children import Child
 from benchmarks.measure import Comparison, Latency, Sample, latency, rate
 from benchmarks.redis import read_batches
@@ -48,27 +48,20 @@ class Search(NamedTuple):
 async def run(bench: Bench) -> list[Comparison]:
     """Idle, steady, idle, backlog."""
     rows, seconds = bench.size(100_000, 20_000), bench.size(20, 4)
-    with source.database(bench.endpoints.postgres_dsn) as dsn, source.connect(dsn) as connection:
-        source.create_memories(connection)
-        source.fill_memories(connection, rows, bench.seed)
-        settings = bench.settings(
-            dsn, source.MEMORIES, postgres={"plugin": bench.endpoints.plugin}, tables=faiss.tables(faiss.COLUMN)
-        )
-        with timed(bench.tell, f"search: {rows:,} records put into Kafka"):
-            config = await fill_topic(bench, settings, source.MEMORIES, rows)
-        _keys, queries = faiss.drawn(connection)
-    path = bench.folder / "queries.npy"
-    np.save(path, queries)
-    updates = exchanged([record for batch in await read_batches(config) for record in batch.records])
-    with bench.start("searched", settings, str(path), str(rows)) as child:
-        child.answer(READY_SECONDS)
-        first = idle(child, seconds)
-        steady = await steadily(config, child, updates, seconds)
-        async with backlog(config, updates, bench.size(4, 2) * rows) as commit:
-            again = idle(child, seconds)
-            await commit()
-            pressed, upserts = backlogged(child, bench.size(4, 2) * rows)
-    return report(bench, (first, again), steady, pressed, upserts)
+    number = bench.size(4, 2) * rows  # of the backlog
+    async with faiss.filled(bench, "search", rows) as table:
+        path = bench.folder / "queries.npy"
+        np.save(path, table.vectors)
+        updates = exchanged([record for batch in await read_batches(table.config) for record in batch.records])
+        with bench.start("searched", table.settings, str(path), str(rows)) as child:
+            child.answer(READY_SECONDS)
+            first = idle(child, seconds)
+            steady = await steadily(table.config, child, updates, seconds)
+            async with backlog(table.config, updates, number) as commit:
+                again = idle(child, seconds)
+                await commit()
+                pressed, upserts = backlogged(child, again[-1].applied, number)
+    return report(bench, (summary(first), summary(again)), steady, pressed, upserts)
 
 
 def report(
@@ -95,10 +88,10 @@ def exchanged(records: Sequence[Record]) -> Iterator[Record]:
             yield record._replace(position=position, value=records[(number + turn) % size].value)
 
 
-def idle(child: Child, seconds: float) -> Latency:
+def idle(child: Child, seconds: float) -> list[Search]:
     """Searches while nothing is written."""
     started = time.monotonic()
-    return summary(list(searches(child, started, started + seconds)))
+    return list(searches(child, started, started + seconds))
 
 
 async def steadily(config: Config, child: Child, updates: Iterator[Record], seconds: float) -> Latency:
@@ -125,16 +118,16 @@ async def backlog(config: Config, updates: Iterator[Record], number: int) -> Asy
         yield producer.commit_transaction
 
 
-def backlogged(child: Child, number: int) -> tuple[Latency, float]:
-    """Searches while a backlog is applied, until it is, and the upserts a second."""
+def backlogged(child: Child, before: int, number: int) -> tuple[Latency, float]:
+    """Searches while a backlog is applied, until the offsets are so many past `before`, and the upserts a second."""
     found: list[Search] = []
     started = time.monotonic()
     for search in searches(child, started, started + READY_SECONDS):
         found.append(search)
-        if search.applied - found[0].applied >= number:
+        if search.applied - before >= number:
             break
-    samples = [Sample(search.due + search.seconds, search.applied) for search in found]
-    return summary(found), rate(samples)
+    require(bool(found) and found[-1].applied - before >= number, "the backlog was not applied")
+    return summary(found), rate([Sample(search.due + search.seconds, search.applied) for search in found])
 
 
 @asynccontextmanager
