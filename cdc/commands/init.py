@@ -24,8 +24,11 @@ def init(
     if dsn is not None:
         from cdc.migrations import migrate
 
-        for name in migrate(dsn):
+        done = migrate(dsn)
+        for name in done:
             typer.echo(f"applied sql/{name}", err=True)
+        if not done:
+            typer.echo("the database has all of sql/ already", err=True)
     if password is not None:
         typer.echo("the password is left out: set CDC_POSTGRES__PASSWORD_FILE to a file that holds it", err=True)
     typer.echo(settings_file.template(shown, bootstrap, redis), nl=False)

@@ -8,7 +8,7 @@ from contextlib import closing
 import psycopg
 
 from cdc.config import Config
-from cdc.doctor import broker, machine, memory, server, slots, tables
+from cdc.doctor import broker, machine, memory, migrations, server, slots, tables
 from cdc.doctor.finding import Finding, error
 from cdc.errors import CdcError, GapError
 from cdc.source.catalog import Catalog, SelectedTable
@@ -44,6 +44,7 @@ def _source(config: Config, selected: list[SelectedTable]) -> Iterator[Finding]:
     try:
         with closing(connect(config.postgres, name="memory-cdc doctor")) as connection:
             yield from server.check(connection, config)
+            yield from migrations.check(connection)
             selected += Catalog(connection, config).selected_tables()
             yield from tables.check(connection, config, selected)
             yield from slots.check(connection, config, selected)
