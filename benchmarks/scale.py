@@ -115,7 +115,8 @@ def wait(gateway: str, rows: int, since: float) -> float:
             stores = httpx.get(f"{gateway}/stats", timeout=60).json()["stores"]
         except httpx.TransportError:
             stores = {}
-        counts = {name: sum(store["rows"].values()) for name, store in stores.items() if store["rows"]}
+        tables = {name: store["tables"].values() for name, store in stores.items() if store["tables"]}
+        counts = {name: sum(table["records"] for table in found) for name, found in tables.items()}
         show(f"waiting for the stores {counts}", min(counts.values(), default=0), rows)
         age = stores.get("faiss", {}).get("age_seconds")
         if len(counts) == 2 and set(counts.values()) == {rows} and age is not None and age < 10:

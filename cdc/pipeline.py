@@ -1,4 +1,4 @@
-"""Reader and consumers as child processes of `cdc up`: started, watched, started again, stopped in order.
+"""Reader, consumers and gateway as child processes of `cdc up`: started, watched, started again, stopped in order.
 
 They end with us, even when we are killed; each keeps its log beside the servers' (see `cdc.embedded`).
 """
@@ -103,11 +103,20 @@ class RedisProcess(Process):
 
 
 class FaissProcess(Process):
-    """Kafka → FAISS, and the gateway, which listens last."""
+    """Kafka → FAISS, and its service, which listens last."""
 
     name = "consumer-faiss"
     title = "the FAISS consumer"
     arguments = ("consume", "faiss")
+    path = "/health"
+
+
+class GatewayProcess(Process):
+    """What clients ask. It answers at once, and says of itself what it can reach."""
+
+    name = "gateway"
+    title = "the gateway"
+    arguments = ("gateway",)
     path = "/health"
 
 
@@ -119,14 +128,15 @@ class Pipeline:
         self.reader = ReaderProcess(folder, path, (host, config.metrics.reader_port))
         self.consumers = (
             RedisProcess(folder, path, (host, config.metrics.redis_port)),
-            FaissProcess(folder, path, (config.gateway.host, config.gateway.port)),
+            FaissProcess(folder, path, (config.index.host, config.index.port)),
         )
+        self.gateway = GatewayProcess(folder, path, (config.gateway.host, config.gateway.port))
         self._report = report
 
     @property
     def processes(self) -> Sequence[Process]:
         """In the order in which data passes them."""
-        return self.reader, *self.consumers
+        return self.reader, *self.consumers, self.gateway
 
     def __enter__(self) -> Pipeline:
         try:
@@ -151,7 +161,8 @@ class Pipeline:
             pool.shutdown()
 
     def stop(self) -> None:
-        """Consumers, then the reader: what it has written by then is not lost, only applied later."""
+        """The gateway, the consumers, then the reader: what it has written by then is not lost, only applied later."""
+        self.gateway.stop()
         with ThreadPoolExecutor(len(self.consumers)) as pool:
             for stop in [pool.submit(consumer.stop) for consumer in self.consumers]:
                 stop.result()

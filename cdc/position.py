@@ -15,7 +15,8 @@ from cdc.errors import DecodeError
 
 WIDTH = 32  # 8 hex digits of epoch, 16 of commit LSN, 8 of ordinal
 HEX = b"0123456789abcdef"
-_LSN = re.compile(r"[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}")
+LSN_PATTERN = r"^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$"
+_LSN = re.compile(LSN_PATTERN)
 MAX_ORDINAL = 0xFFFF_FFFF  # 4.3 billion changes in one transaction
 
 

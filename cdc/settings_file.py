@@ -50,6 +50,10 @@ redis_key = "memory:{{id}}"
 reader_port = {reader}
 redis_port = {redis}
 faiss_port = {faiss}
+gateway_port = {gateway_metrics}
+
+[index]
+port = {index}
 
 [gateway]
 port = {gateway}
@@ -98,10 +102,14 @@ host = "127.0.0.1"
 reader_port = 9480
 redis_port = 9481
 faiss_port = 9482
+gateway_port = 9483
+
+[index]                              # of the FAISS consumer, for our own processes only
+port = 8481
 
 [gateway]
 host = "127.0.0.1"
-port = 8480
+port = 8480                          # administration needs a key: CDC_GATEWAY__ADMIN_KEY_FILE
 """
 
 

@@ -29,11 +29,11 @@ def toml_of(data: Mapping[str, Any]) -> str:
 
 
 def free_ports() -> dict[str, dict[str, int]]:
-    """The sections [metrics] and [gateway] with a port for each process."""
+    """The sections [metrics], [index] and [gateway] with a port for each process."""
     ports: dict[str, int] = {}
-    for name in ("reader_port", "redis_port", "faiss_port", "port"):
+    for name in ("reader_port", "redis_port", "faiss_port", "gateway_port", "index", "gateway"):
         ports[name] = free_port(set(ports.values()))
-    return {"gateway": {"port": ports.pop("port")}, "metrics": ports}
+    return {"index": {"port": ports.pop("index")}, "gateway": {"port": ports.pop("gateway")}, "metrics": ports}
 
 
 def peak_bytes(pid: int) -> int:

@@ -7,8 +7,8 @@ from importlib import import_module
 import typer
 
 COMMANDS = (
-    "up", "down", "init", "doctor", "status", "top", "reader", "consume", "versions", "verify", "rebuild", "snapshot",
-    "resync", "dlq", "demo",
+    "up", "down", "init", "doctor", "status", "top", "reader", "consume", "gateway", "versions", "verify", "rebuild",
+    "snapshot", "resync", "dlq", "demo",
 )  # fmt: skip
 MODULES = {"down": "up"}  # where a command shares a module
 

@@ -1,4 +1,4 @@
-"""`cdc consume STORE`: Kafka → a store, until SIGTERM or Ctrl-C. The index's process also answers searches."""
+"""`cdc consume STORE`: Kafka → a store, until SIGTERM or Ctrl-C. The index's also answers our other processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def consume_redis(context: typer.Context) -> None:
 
 @app.command("faiss")
 def consume_faiss(context: typer.Context) -> None:
-    """Keeps the FAISS index and serves searches over HTTP."""
+    """Keeps the FAISS index and serves it to the gateway."""
     import uvloop
 
     config = _begin(context, "faiss")
@@ -59,19 +59,15 @@ async def _faiss(config: Config) -> None:
     from cdc import listening
     from cdc.commands.searching import parts
     from consumers.faiss import FaissStore
-    from consumers.gateway.app import create_app
+    from consumers.gateway.index import create_app
     from consumers.gateway.server import GatewayServer
-    from consumers.redis import RedisStore
     from consumers.runtime import Runtime
 
-    store, memory = FaissStore(config), RedisStore(config)
+    store = FaissStore(config)
     runtime = Runtime(
         config, store, exclusive=True, counts=store, tables=(config.faiss.table,), poll_records=config.faiss.batch
     )
-    app = create_app(parts(config, store, memory, runtime))
-    try:
-        async with GatewayServer(app, config.gateway.host, config.gateway.port) as gateway:
-            listening.announce("searches are answered", config.gateway.host, gateway.port)
-            await runtime.serve()
-    finally:
-        await memory.close()
+    app = create_app(parts(config, store, runtime))
+    async with GatewayServer(app, config.index.host, config.index.port, "the index") as service:
+        listening.announce("the index is served", config.index.host, service.port)
+        await runtime.serve()

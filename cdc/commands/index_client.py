@@ -1,4 +1,4 @@
-"""The index of a running FAISS consumer, asked over its gateway: the process holds it, nobody else can read it."""
+"""The index of a running FAISS consumer, asked over HTTP: the process holds it, nobody else can read it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from cdc.commands.addresses import gateway_address
+from cdc.commands.addresses import index_address
 from cdc.config import Config
 from cdc.envelope import decode_floats
-from cdc.errors import ConnectError, PreconditionError, StoreError
+from cdc.errors import CdcError, ConfigError, ConnectError, PreconditionError, StoreError
+from consumers.gateway.models import IndexHits, IndexStats, Query
 from consumers.store import Version
 
 ANSWER_SECONDS = 30.0  # a thousand vectors take milliseconds; a busy writer may hold them back
 LOOK_SECONDS = 0.1  # between two looks how far the index is
-KEYS = 1000  # a request, as the gateway allows
+KEYS = 1000  # a request, as the service allows
+WRONG: dict[int, type[CdcError]] = {412: PreconditionError, 422: ConfigError}  # how a search says no to its question
 
 
 class RemoteIndex:
     """Fills Inspectable. Use as an async context manager. Raises ConnectError, StoreError."""
 
     def __init__(self, config: Config) -> None:
-        self.address = gateway_address(config)
+        self.address = index_address(config)
         self._client = httpx.AsyncClient(base_url=f"http://{self.address}", timeout=ANSWER_SECONDS, trust_env=False)
 
     async def __aenter__(self) -> RemoteIndex:
@@ -37,10 +39,27 @@ class RemoteIndex:
 
     async def count(self, schema: str, table: str) -> int:
         """Vectors in the index."""
-        stats = (await self._ask("GET", "/stats"))["stores"]["faiss"]
-        if not stats["up"]:
-            raise StoreError(f"the index cannot be read: {stats['reason']}", hint="look into the consumer's log")
-        return int((stats["rows"] or {}).get(f"{schema}.{table}", 0))
+        stats = await self.stats()
+        return stats.figures.vectors if stats.figures and stats.figures.table == f"{schema}.{table}" else 0
+
+    async def stats(self) -> IndexStats:
+        """Its figures, which are there, and how far it is. Raises StoreError when it cannot be read."""
+        stats = IndexStats.model_validate(await self._ask("GET", "/stats"))
+        if not stats.up:
+            raise StoreError(f"the index cannot be read: {stats.reason}", hint="look into the consumer's log")
+        return stats
+
+    async def search(self, query: Query) -> IndexHits:
+        """Raises ConfigError for a question it cannot answer, PreconditionError when `min_position` does not come."""
+        try:
+            response = await self._client.post("/search", json=query.model_dump(exclude_none=True))
+        except httpx.HTTPError as error:
+            raise self._away(error) from error
+        if response.status_code in WRONG:
+            raise WRONG[response.status_code](_detail(response))
+        if response.status_code != 200:
+            raise self._refused(response)
+        return IndexHits.model_validate_json(response.content)
 
     async def versions(self, schema: str, table: str, keys: Sequence[bytes]) -> list[Version | None]:
         """What the index holds of the keys."""
@@ -96,7 +115,7 @@ class RemoteIndex:
         reason = str(error) or type(error).__name__
         return ConnectError(
             f"the FAISS consumer does not answer at {self.address}: {reason}",
-            hint="start `cdc consume faiss`, or correct [gateway] host and port",
+            hint="start `cdc consume faiss`, or correct [index] host and port",
         )
 
     def _refused(self, response: httpx.Response) -> StoreError:
@@ -104,6 +123,10 @@ class RemoteIndex:
             f"the FAISS consumer at {self.address} answers {response.status_code}: {response.text[:300]}",
             hint="look into its log",
         )
+
+
+def _detail(response: httpx.Response) -> str:
+    return str(response.json()["detail"])
 
 
 def _version(held: Any) -> Version | None:

@@ -1,24 +1,24 @@
-"""What the gateway speaks for: the index of this process, and the records' fields in working memory."""
+"""What the index's service answers from: the index of this process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 from cdc.config import Config
-from cdc.errors import CdcError
 from consumers.faiss import FaissStore
-from consumers.faiss.store import table_of
-from consumers.gateway.app import Found, Parts
-from consumers.redis import RedisStore, keys_for
-from consumers.redis.rows import STALE
+from consumers.gateway.index import Found, Parts
+from consumers.gateway.models import Figures
 from consumers.runtime import Runtime
 from consumers.store import Version
 
 
-class IndexSearch:
-    """The index as the gateway asks it: one question, a text or a vector."""
+class ServedIndex:
+    """The index as its service asks it. Raises StoreError until it is loaded."""
 
-    def __init__(self, store: FaissStore) -> None:
+    def __init__(self, config: Config, store: FaissStore) -> None:
+        self._settings = config.faiss
         self._store = store
 
     async def search(self, query: str | Sequence[float], k: int) -> Sequence[Found]:
@@ -26,48 +26,55 @@ class IndexSearch:
         found = await self._store.find(query, k)
         return [Found(hit.key, hit.score, Version(hit.position, hit.vector)) for hit in found]
 
+    async def count(self, schema: str, table: str) -> int:
+        """Vectors in the index."""
+        return await self._store.count(schema, table)
 
-class MemoryRows:
-    """The fields of records of the index's table, as working memory has them."""
+    async def versions(self, schema: str, table: str, keys: Sequence[bytes]) -> list[Version | None]:
+        """What is held of the keys."""
+        return await self._store.versions(schema, table, keys)
 
-    def __init__(self, config: Config, memory: RedisStore) -> None:
-        self._config = config
-        self._table = table_of(config)
-        self._memory = memory
+    def scan(self, schema: str, table: str) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Every live record."""
+        return self._store.scan(schema, table)
 
-    async def __call__(self, keys: Sequence[bytes]) -> Sequence[Mapping[str, str] | None]:
-        """None for a record that is not there. Raises ConnectError, StoreError."""
-        commands = [("HGETALL", keys_for(self._config, *self._table, key)) for key in keys]
-        replies = await self._memory.link.pipeline(commands)
-        return [_fields(reply) for reply in replies]
+    async def figures(self) -> Figures:
+        """Of one moment, but for the disk."""
+        held = await self._store.statistics()
+        return Figures(
+            table=self._settings.table,
+            kind=held.kind,
+            dimension=held.dimension,
+            records=held.vectors + held.without_vector,
+            vectors=held.vectors,
+            rejected=held.rejected,
+            tombstones=held.tombstones,
+            dead=held.dead,
+            memory_bytes=held.size_bytes,
+            disk_bytes=await asyncio.to_thread(_size, self._settings.path),
+        )
 
 
-def _fields(reply: object) -> Mapping[str, str] | None:
-    """Our own fields begin with `_`, and only what tells that the row is outdated is shown; bytes that are no text (raw
-    vectors) are of no use in JSON."""
-    if isinstance(reply, CdcError):
-        raise reply
-    pairs = reply.items() if isinstance(reply, dict) else []
-    fields: dict[str, str] = {}
-    for name, value in pairs:
+def _size(folder: Path) -> int:
+    """Bytes of all files below; one that goes away meanwhile counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
         try:
-            if not name.startswith(b"_") or name == STALE.encode():
-                fields[name.decode()] = value.decode()
-        except UnicodeDecodeError:
-            continue
-    return fields or None
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue  # a snapshot that has just been replaced
+    return total
 
 
-def parts(config: Config, store: FaissStore, memory: RedisStore, runtime: Runtime) -> Parts:
-    """Everything the gateway answers from."""
+def parts(config: Config, store: FaissStore, runtime: Runtime) -> Parts:
+    """Everything the service answers from."""
+    served = ServedIndex(config, store)
     return Parts(
-        store=store.name,
-        index=IndexSearch(store),
+        store=served,
+        index=served,
         freshness=runtime.freshness,
         objective_seconds=config.freshness.objective_seconds,
         wait_for=runtime.wait_for,
-        tables=lambda: [table_of(config)],
-        counts={store.name: store, memory.name: memory},
-        rows=MemoryRows(config, memory),
+        reached=lambda: runtime.partitions.reached,
         vector_of=store.vector_of,
     )

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from cdc.commands.observation import Observation
 
 BLOCKED = "cdc_reader_blocked"
-TITLES = {"reader": "reader", "redis": "consumer redis", "faiss": "consumer faiss"}
+TITLES = {"reader": "reader", "redis": "consumer redis", "faiss": "consumer faiss", "gateway": "gateway"}
+
+LOGS = {"reader": "reader", "redis": "consumer-redis", "faiss": "consumer-faiss", "gateway": "gateway"}
 
 
 def status(
@@ -43,7 +45,7 @@ def last_words(context: typer.Context) -> dict[str, str]:
     """The sentence that each process of `cdc up` left when it ended by an error."""
     path = config_path(context)
     found: dict[str, str] = {}
-    for name, log in (("reader", "reader"), ("redis", "consumer-redis"), ("faiss", "consumer-faiss")):
+    for name, log in LOGS.items():
         file = path.absolute().parent / "logs" / f"{log}.log" if path else None
         if file is None or not file.exists():
             continue

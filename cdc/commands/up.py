@@ -23,7 +23,7 @@ Data = Annotated[Path, typer.Option(help="The folder for all data, logs and the 
 
 def up(
     data: Data = DATA,
-    servers_only: Annotated[bool, typer.Option("--servers-only", help="Without reader and consumers.")] = False,
+    servers_only: Annotated[bool, typer.Option("--servers-only", help="Without the pipeline.")] = False,
     provider: Annotated[
         Literal["auto", "system", "wheels"], typer.Option(help="Where the servers come from.")
     ] = "auto",
@@ -68,7 +68,8 @@ def _prepare(servers: Any, endpoints: Endpoints, tables: list[str]) -> tuple[Pat
     from cdc import config, migrations, settings_file
 
     migrations.migrate(endpoints.postgres_dsn)
-    names = {name: f"metrics-{name}" for name in ("reader", "redis", "faiss")} | {"gateway": "gateway"}
+    names = {name: f"metrics-{name}" for name in ("reader", "redis", "faiss")}
+    names |= {"gateway_metrics": "metrics-gateway", "index": "index", "gateway": "gateway"}
     ports = servers.folder.ports(tuple(names.values()))
     chosen = {name: ports[remembered] for name, remembered in names.items()}
     path = settings_file.write_for_up(servers.folder.path, endpoints, tables, chosen)
@@ -78,7 +79,7 @@ def _prepare(servers: Any, endpoints: Endpoints, tables: list[str]) -> tuple[Pat
 def _run_pipeline(servers: Any, endpoints: Endpoints, path: Path, config: Config, as_json: bool) -> None:
     from cdc.pipeline import Pipeline
 
-    _say("Starting the reader and both consumers")
+    _say("Starting the reader, both consumers and the gateway")
     with Pipeline(servers.folder, path, config, _say) as pipeline:
         _show(endpoints, path, config, as_json, False)
         pipeline.watch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,8 @@ from cdc.errors import CdcError, ConfigError
 
 if TYPE_CHECKING:
     from cdc.config import Config
-    from cdc.source.table_rows import TableRows
+
+Values = Callable[[Sequence[str]], Mapping[str, str]]
 
 
 def versions(
@@ -24,7 +26,7 @@ def versions(
 ) -> None:
     """Shows a record's versions everywhere, and which store is behind; exit code 1 when one is."""
     config = configuration(context)
-    found = ask(config, _versions(config, key, table or config.faiss.table))
+    found = ask(config, versions_of(config, lambda names: _values(key, names), table or config.faiss.table))
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
@@ -32,7 +34,9 @@ def versions(
     raise typer.Exit(0 if all(store["state"] in ("in step", "not kept") for store in found["stores"].values()) else 1)
 
 
-async def _versions(config: Config, key: list[str], table: str) -> dict[str, Any]:
+async def versions_of(config: Config, values: Values, table: str) -> dict[str, Any]:
+    """The record in PostgreSQL and in each store; `values` gives the key's, by the names of its columns. Raises
+    ConfigError and PreconditionError for what is asked wrongly, ConnectError without PostgreSQL."""
     from cdc.commands.contents import row_vector
     from cdc.commands.verify import selected
     from cdc.source.table_rows import TableRows
@@ -40,7 +44,7 @@ async def _versions(config: Config, key: list[str], table: str) -> dict[str, Any
     [(schema, name)] = selected(config, table)
     rows = TableRows(config, schema, name, 0)
     try:
-        wanted = rows.key_of(_values(key, rows))
+        wanted = rows.key_of(values(rows.key_names))
         row = (await rows.look([wanted]))[0]
         source = {
             "exists": row is not None,
@@ -56,8 +60,7 @@ async def _versions(config: Config, key: list[str], table: str) -> dict[str, Any
     return {"table": table, "key": json.loads(wanted), "postgres": source, "stores": stores}
 
 
-def _values(key: list[str], rows: TableRows) -> dict[str, str]:
-    names = rows.key_names
+def _values(key: list[str], names: Sequence[str]) -> dict[str, str]:
     if len(names) == 1 and len(key) == 1:
         return {names[0]: key[0].removeprefix(f"{names[0]}=")}
     pairs = [part.partition("=") for part in key]

@@ -130,7 +130,8 @@ class Observer:
             stores = (await self._http.get(f"{self._gateway}/stats")).json()["stores"]
         except httpx.TransportError:
             return dict.fromkeys(STORES)
-        return {name: (stores[name]["rows"] or {}).get(".".join(TABLE)) for name in STORES}
+        counts = {name: (stores[name]["tables"] or {}).get(".".join(TABLE)) for name in STORES}
+        return {name: None if found is None else found["records"] for name, found in counts.items()}
 
     async def _log(self) -> int:
         topic = self._config.kafka.table_topic(*TABLE)

@@ -28,6 +28,8 @@ def check(config: Config) -> Iterator[Finding]:
     yield from _port("the reader's metrics", metrics.host, metrics.reader_port)
     yield from _port("the Redis consumer's metrics", metrics.host, metrics.redis_port)
     yield from _port("the FAISS consumer's metrics", metrics.host, metrics.faiss_port)
+    yield from _port("the gateway's metrics", metrics.host, metrics.gateway_port)
+    yield from _port("the index's service", config.index.host, config.index.port)
     yield from _port("the gateway", config.gateway.host, config.gateway.port)
 
 
@@ -90,8 +92,8 @@ def _taken(what: str, host: str, port: int, failed: OSError) -> Finding:
 
 
 def _ours(host: str, port: int) -> bool:
-    """Whether a process of ours answers there: /metrics of the processes, or the gateway's schema."""
-    for path, sign in (("/metrics", b"cdc_build_info"), ("/openapi.json", b"memory-cdc gateway")):
+    """Whether a process of ours answers there: /metrics of the processes, or the schema of a service."""
+    for path, sign in (("/metrics", b"cdc_build_info"), ("/openapi.json", b"memory-cdc")):
         connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
         try:
             connection.request("GET", path)

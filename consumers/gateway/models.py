@@ -1,4 +1,4 @@
-"""What the gateway takes and gives, as JSON."""
+"""What a search takes and gives, and what the index's service tells the gateway, as JSON."""
 
 from __future__ import annotations
 
@@ -30,21 +30,20 @@ class Query(BaseModel):
         return self
 
 
-class Hit(BaseModel):
-    """One record: its key, how near it is, the version the index holds, and its fields if they can be had."""
+class IndexHit(BaseModel):
+    """One record: its key as the topics have it and decoded, how near it is, the version the index holds."""
 
+    topic_key: str
     key: dict[str, Any]
     score: float
     position: str
     vector: dict[str, int]
-    row: dict[str, str] | None
 
 
-class Hits(BaseModel):
-    """Best first. `rows_error` says why rows lack their fields; `age_seconds` how old the index may be."""
+class IndexHits(BaseModel):
+    """Best first. `position` and `age_seconds` say how far the index is."""
 
-    hits: list[Hit]
-    rows_error: str | None = None
+    hits: list[IndexHit]
     position: str | None = None
     age_seconds: float | None = None
 
@@ -57,19 +56,30 @@ class Health(BaseModel):
     age_seconds: float | None = None
 
 
-class StoreStats(BaseModel):
-    """One store; `rows` is absent, never 0, when the store cannot be asked. Freshness is known of one's own store."""
+class Figures(BaseModel):
+    """The index at one moment. `records` are live, `vectors` of them have one; `rejected` ones wait as dead letters.
+
+    `dead` is a share of the index's slots; `memory_bytes` is without Python's overhead, `disk_bytes` all snapshots'."""
+
+    table: str
+    kind: str
+    dimension: int | None
+    records: int
+    vectors: int
+    rejected: int
+    tombstones: int
+    dead: float
+    memory_bytes: int
+    disk_bytes: int
+
+
+class IndexStats(BaseModel):
+    """`figures` are absent, never 0, when the index cannot be asked. `offsets`: topic, partition, next offset."""
 
     up: bool
     reason: str | None = None
-    rows: dict[str, int] | None = None
+    figures: Figures | None = None
     position: str | None = None
     fresh_until: float | None = None
     age_seconds: float | None = None
-
-
-class Stats(BaseModel):
-    """All stores this process can ask."""
-
-    version: str
-    stores: dict[str, StoreStats]
+    offsets: list[tuple[str, int, int]] = []

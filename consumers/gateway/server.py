@@ -1,4 +1,4 @@
-"""Serving the gateway in a consumer's own event loop: no process more, and signals stay the consumer's."""
+"""Serving an application in the event loop of whoever runs it; signals stay with the caller."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ SHUTDOWN_SECONDS = 3  # running requests get that long
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The consumer handles them."""
+        """The caller handles them."""
         yield
 
 
 class GatewayServer:
-    """`async with GatewayServer(app, host, port) as server: server.port`; port 0 takes a free one."""
+    """`async with GatewayServer(app, host, port, "the gateway") as server: server.port`; port 0 takes a free one.
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
-        self._host = host
-        self._socket = _bound(host, port)
+    Raises ConfigError, which names what cannot listen."""
+
+    def __init__(self, app: FastAPI, host: str, port: int, what: str = "the gateway") -> None:
+        self._socket = _bound(host, port, what)
         self.port: int = self._socket.getsockname()[1]
         self._server = _Server(
             uvicorn.Config(
@@ -52,11 +53,11 @@ class GatewayServer:
         self._socket.close()
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bound(host: str, port: int, what: str) -> socket.socket:
     """Raises ConfigError when the address is taken or not ours."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise ConfigError(
-            f"the gateway cannot listen on {host}:{port}: {error.strerror}", hint="choose a free port, or 0"
+            f"{what} cannot listen on {host}:{port}: {error.strerror}", hint="choose a free port, or 0"
         ) from error

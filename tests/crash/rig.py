@@ -74,7 +74,7 @@ class Rig:
             redis={"url": url, "check_seconds": 0.5, "batch": 20},
             faiss={"snapshot_seconds": 0.4, "snapshot_records": 40},
             metrics={"redis_port": 0, "faiss_port": 0},
-            gateway={"port": free_port(set())},
+            index={"port": free_port(set())},
         )  # fmt: skip
         self.config = parse(self.data)
         if self.network:
@@ -210,7 +210,7 @@ class Rig:
             return all(held.get(place, 0) >= end for place, end in ends.items())
 
         await until(in_redis, "Redis at the topics' end", deadline - time.monotonic())
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.config.gateway.port}", trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.config.index.port}", trust_env=False) as http:
             await until(lambda: _reached(http, target), "the index at the marker", deadline - time.monotonic())
 
     async def _redis_offsets(self) -> Mapping[Any, int]:

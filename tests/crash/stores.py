@@ -46,7 +46,7 @@ def settings(bootstrap: str, redis_url: str, folder: Path, **changes: Mapping[st
         },
         "tables": {TABLE: {"vector": "embedding"}},
         "metrics": {"reader_port": 0, "redis_port": 0, "faiss_port": 0},
-        "gateway": {"port": 0},
+        "index": {"port": 0},
     }  # fmt: skip
     return {section: {**values, **changes[section]} if section in changes else values
             for section, values in made.items()}  # fmt: skip

@@ -44,9 +44,9 @@ def command(data: dict[str, Any], tmp_path: Path) -> CommandLine:
 
 @pytest.fixture
 def pipeline(command: CommandLine) -> Iterator[CommandLine]:
-    """Reader and both consumers as processes."""
+    """Reader, both consumers and the gateway as processes."""
     with ExitStack() as stack:
-        for arguments in (("reader",), ("consume", "redis"), ("consume", "faiss")):
+        for arguments in (("reader",), ("consume", "redis"), ("consume", "faiss"), ("gateway",)):
             stack.enter_context(command.running(*arguments))
         yield command
 

@@ -31,8 +31,9 @@ TEXT = {TABLE: {"text": "content", "version_column": "version_vector", "redis_ke
 def data(servers: Endpoints, database: str, tmp_path: Path) -> dict[str, Any]:
     """Settings without a fault."""
     migrate(database)
-    made = settings(servers, database, tmp_path, tables=TEXT, faiss={"metric": "cosine"}, gateway={"port": 0})
-    made["metrics"] = {"reader_port": 0, "redis_port": 0, "faiss_port": 0}
+    anywhere = {"gateway": {"port": 0}, "index": {"port": 0}}
+    made = settings(servers, database, tmp_path, tables=TEXT, faiss={"metric": "cosine"}, **anywhere)
+    made["metrics"] = {"reader_port": 0, "redis_port": 0, "faiss_port": 0, "gateway_port": 0}
     with redis.Redis.from_url(made["redis"]["url"]) as client:
         client.flushdb()
     return made

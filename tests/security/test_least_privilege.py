@@ -87,7 +87,7 @@ async def parties(
         client.execute_command("ACL", "SETUSER", user, "reset", "on", *_for_tests(rules))
         client.execute_command("ACL", "LOG", "RESET")
     data = settings(secured.open, secured_database, tmp_path)
-    data |= {"source_name": token, "gateway": {"port": 0}, "metrics": dict.fromkeys(METRICS, 0)}
+    data |= {"source_name": token, "index": {"port": 0}, "metrics": dict.fromkeys(METRICS, 0)}
     data["postgres"]["plugin"] = plugin
     data["kafka"]["prefix"] = token
     data["redis"]["url"] = secured.open.redis_url.replace("/0", f"/{LIVE}")

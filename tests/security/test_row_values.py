@@ -77,7 +77,7 @@ async def test_the_pipeline_logs_no_row(
 ) -> None:
     data = settings(
         servers, database, tmp_path, metrics=dict.fromkeys(("reader_port", "redis_port", "faiss_port"), 0),
-        gateway={"port": 0}, faiss={"dimension": 2},
+        index={"port": 0}, faiss={"dimension": 2},
         tables={TABLE: {"vector": "embedding", "user": "who", "recency": "at"}},
     )  # fmt: skip
     config = parse(data)

@@ -75,7 +75,7 @@ def _settings(secured: Secured, dsn: str, folder: Path, passwords: dict[str, str
     made["kafka"] |= secured.kafka("cdc-reader") | {"username": USER, "password": passwords["kafka"]}
     made["redis"] |= secured.redis(USER, passwords["redis"], 7)
     made["redis"]["url"] = made["redis"]["url"].replace("@", f":{made['redis'].pop('password')}@")
-    made["metrics"], made["gateway"] = dict.fromkeys(METRICS, 0), {"port": 0}
+    made["metrics"], made["index"] = dict.fromkeys(METRICS, 0), {"port": 0}
     made["mask_secret"] = passwords["mask"]
     made["tables"] = {TABLE: {"text": "content"}}
     return made

@@ -16,12 +16,13 @@ import jsonschema
 import pytest
 import yaml
 
+from cdc.commands.addresses import PROCESSES
 from cdc.config import Config, load
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 COMPOSE = DOCKER / "compose.yaml"
-OURS = ("reader", "consumer-redis", "consumer-faiss", "cdc")
+OURS = ("reader", "consumer-redis", "consumer-faiss", "gateway", "cdc")
 METRICS_PORT = 9480  # of every process in its container
 
 
@@ -91,6 +92,7 @@ def test_config_is_valid_with_the_environment_of_each_service(service: str, tmp_
     config = loaded(service, tmp_path)
     environment = services()[service].get("environment", {})
     given = {f"CDC_{s.upper()}__PASSWORD_FILE" for s in ("postgres", "redis") if getattr(config, s).password}
+    given |= {"CDC_GATEWAY__ADMIN_KEY_FILE"} if config.gateway.admin_key else set()
     assert given == set(environment)
 
 
@@ -111,7 +113,7 @@ def test_largest_record_fits_into_the_broker(tmp_path: Path) -> None:
 
 def test_every_process_serves_metrics_where_they_are_looked_for(tmp_path: Path) -> None:
     metrics = loaded("reader", tmp_path).metrics
-    assert {metrics.reader_port, metrics.redis_port, metrics.faiss_port} == {METRICS_PORT}
+    assert {getattr(metrics, f"{name}_port") for name in PROCESSES} == {METRICS_PORT}
     health = next(rest for name, rest in instructions(DOCKER / "Dockerfile") if name == "HEALTHCHECK")
     assert f"127.0.0.1:{METRICS_PORT}/metrics" in health
     scraped = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())["scrape_configs"]
@@ -120,6 +122,7 @@ def test_every_process_serves_metrics_where_they_are_looked_for(tmp_path: Path) 
         "cdc-reader": [f"reader:{METRICS_PORT}"],
         "cdc-redis": [f"consumer-redis:{METRICS_PORT}"],
         "cdc-faiss": [f"consumer-faiss:{METRICS_PORT}"],
+        "cdc-gateway": [f"gateway:{METRICS_PORT}"],
     }
 
 
@@ -240,6 +243,7 @@ def test_commands_of_the_services_are_ours() -> None:
     assert commands["reader"][0] == "reader"
     assert commands["consumer-redis"][:2] == ["consume", "redis"]
     assert commands["consumer-faiss"][:2] == ["consume", "faiss"]
+    assert commands["gateway"][0] == "gateway"
     entrypoint = next(rest for name, rest in instructions(DOCKER / "Dockerfile") if name == "ENTRYPOINT")
     assert json.loads(entrypoint) == ["cdc"]
 

@@ -1,20 +1,20 @@
-"""The gateway: typed answers, clear refusals, and a store that is down is down, never 0."""
+"""The index's service: typed answers, clear refusals, and an index that is down is down, never 0."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
 import pytest
 
 from cdc.config import parse
-from cdc.errors import ConfigError, ConnectError, StoreError
+from cdc.errors import ConfigError, StoreError
 from cdc.position import Position
 from consumers.freshness import Freshness, Heartbeat
-from consumers.gateway.app import Found, Parts, create_app
+from consumers.gateway.index import Found, Parts, create_app
+from consumers.gateway.models import Figures
 from consumers.gateway.server import GatewayServer
 from consumers.store import Version
 from tests.memory_store import Memory, MemoryStore
@@ -32,8 +32,15 @@ class Index:
         return [Found(KEY, 0.5, Version(AT.encode(), b'{"m":16}'))][:k]
 
 
-async def rows(keys: Sequence[bytes]) -> Sequence[Mapping[str, str] | None]:
-    return [{"text": "hello"} if key == KEY else None for key in keys]
+class Counted(MemoryStore):
+    """With figures, which an index has."""
+
+    async def figures(self) -> Figures:
+        records = await self.count("public", "memories")
+        return Figures(
+            table="public.memories", kind="flat", dimension=2, records=records, vectors=records, rejected=0,
+            tombstones=0, dead=0, memory_bytes=8, disk_bytes=0,
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -52,14 +59,14 @@ async def parts(memory: Memory) -> Parts:
         await asyncio.Event().wait()
 
     return Parts(
-        store="memory", index=Index(), freshness=freshness, objective_seconds=10.0, wait_for=wait_for,
-        tables=lambda: [("public", "memories")], counts={"memory": MemoryStore(memory)}, rows=rows,
+        store=Counted(memory), index=Index(), freshness=freshness, objective_seconds=10.0, wait_for=wait_for,
+        reached=lambda: {("m.public.memories", 0): 7},
     )  # fmt: skip
 
 
 @pytest.fixture
 async def client(parts: Parts) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(parts)), base_url="http://gateway") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(parts)), base_url="http://index") as client:
         yield client
 
 
@@ -68,7 +75,8 @@ async def test_search(client: httpx.AsyncClient) -> None:
     assert answer.status_code == 200
     [hit] = answer.json()["hits"]
     assert hit == {
-        "key": {"id": 1}, "score": 0.5, "position": AT.encode().decode(), "vector": {"m": 16}, "row": {"text": "hello"},
+        "topic_key": KEY.decode(), "key": {"id": 1}, "score": 0.5, "position": AT.encode().decode(),
+        "vector": {"m": 16},
     }  # fmt: skip
     assert (await client.post("/search", json={"vector": [0.1, 0.2]})).status_code == 200
 
@@ -99,32 +107,23 @@ async def test_not_a_number_is_refused(client: httpx.AsyncClient) -> None:
     assert answer.status_code == 422
 
 
-async def test_hits_come_without_rows_when_working_memory_is_away(parts: Parts) -> None:
-    async def away(keys: Sequence[bytes]) -> Sequence[Mapping[str, str] | None]:
-        raise ConnectError("Redis is away", hint="start it")
-
-    transport = httpx.ASGITransport(create_app(replace(parts, rows=away)))
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        answer = (await client.post("/search", json={"text": "a"})).json()
-    assert answer["hits"][0]["row"] is None
-    assert answer["rows_error"] == "Redis is away → start it"
-
-
 async def test_a_position_that_does_not_come(client: httpx.AsyncClient) -> None:
     body = {"text": "a", "min_position": "f" * 32, "wait_seconds": 0.05}
-    assert (await client.post("/search", json=body)).status_code == 504
+    assert (await client.post("/search", json=body)).status_code == 412
 
 
 async def test_stats_and_health(client: httpx.AsyncClient, parts: Parts, memory: Memory) -> None:
-    assert (await client.get("/stats")).json()["stores"]["memory"]["rows"] == {"public.memories": 1}
+    stats = (await client.get("/stats")).json()
+    assert stats["figures"]["records"] == 1
+    assert stats["offsets"] == [["m.public.memories", 0, 7]]
     assert (await client.get("/health")).status_code == 503  # no heartbeat yet: nothing is known
     parts.freshness.heard(Heartbeat(10**17, AT.encode().decode(), {}))
     parts.freshness.reached({("m.public.memories", 0): 1}, lambda topic: True, set())
     healthy = await client.get("/health")
     assert (healthy.status_code, healthy.json()["status"]) == (200, "ok")
     memory.away = True
-    stats = (await client.get("/stats")).json()["stores"]["memory"]
-    assert (stats["up"], stats["rows"]) == (False, None)
+    stats = (await client.get("/stats")).json()
+    assert (stats["up"], stats["figures"]) == (False, None)
     assert "away" in stats["reason"]
     assert (await client.get("/health")).json()["status"] == "down"
     assert (await client.post("/search", json={"vector": [1.0]})).status_code == 503

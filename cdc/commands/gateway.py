@@ -1,0 +1,76 @@
+"""`cdc gateway`: what clients ask, over HTTP, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import typer
+
+from cdc.commands.configuration import configuration
+
+if TYPE_CHECKING:
+    from cdc.config import Config
+    from consumers.gateway.timeline import Timeline
+
+
+def gateway(context: typer.Context) -> None:
+    """Serves health, counts, freshness, search and records of the whole system."""
+    import uvloop
+
+    from cdc import listening, log, metrics
+
+    log.configure("gateway", verbose=context.obj.verbose)
+    config = configuration(context)
+    port = metrics.serve(config.metrics.host, config.metrics.gateway_port)
+    listening.announce("metrics are served", config.metrics.host, port)
+    uvloop.run(_serve(config))
+
+
+async def _serve(config: Config) -> None:
+    from cdc import listening
+    from cdc.commands.gateway_source import PostgresSource
+    from cdc.commands.gateway_stores import IndexView, RedisView
+    from cdc.commands.index_client import RemoteIndex
+    from cdc.commands.stopping import on_signal
+    from consumers.gateway.app import create_app
+    from consumers.gateway.parts import Parts
+    from consumers.gateway.server import GatewayServer
+    from consumers.gateway.timeline import Timeline
+    from consumers.redis import RedisStore
+
+    store = RedisStore(config)
+    source = PostgresSource(config, store)
+    stop = asyncio.Event()
+    async with RemoteIndex(config) as remote:
+        memory, index, timeline = RedisView(config, store), IndexView(config, remote), Timeline(config)
+        parts = Parts(
+            table=config.faiss.table,
+            objective_seconds=config.freshness.objective_seconds,
+            stats_seconds=config.gateway.stats_seconds,
+            source=source,
+            memory=memory,
+            stores=(memory, index),
+            index=index,
+            timeline=timeline,
+        )
+        try:
+            async with GatewayServer(create_app(parts), config.gateway.host, config.gateway.port) as server:
+                listening.announce("clients are answered", config.gateway.host, server.port)
+                with on_signal(stop.set):
+                    await _until(stop, timeline)
+        finally:
+            source.close()
+            await store.close()
+
+
+async def _until(stop: asyncio.Event, timeline: Timeline) -> None:
+    """Raises what reading the heartbeats raised."""
+    listening, stopping = asyncio.ensure_future(timeline.listen()), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (listening, stopping):
+        task.cancel()
+    ended = await asyncio.gather(listening, return_exceptions=True)
+    for error in ended:
+        if isinstance(error, Exception):
+            raise error

@@ -1,0 +1,208 @@
+"""`GET /stats`: counts side by side, from PostgreSQL and from each store, and whether they agree.
+
+A count is a walk, so it is kept for some seconds, and its age is told. Two counts are never of one moment. What may lie
+between them is bounded: every record of the topic behind what both had for certain can make a difference of one.
+A larger difference is none of lag, and the answer is `degraded`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel
+
+from cdc import __version__
+from cdc.errors import CdcError
+from cdc.position import format_lsn
+from consumers.gateway.cached import Asked, Cached
+from consumers.gateway.parts import Counts, Parts, SourceLook, StoreLook, StoreView
+from consumers.gateway.timeline import Place
+from consumers.store import Offsets, Partition
+
+VISIBLE_SECONDS = 1.0  # a commit of that age is seen by every new snapshot; before that it may have only been decided
+PASS_SECONDS = 3.0  # for a heartbeat to come through a pipeline that works; it takes milliseconds
+T = TypeVar("T")
+
+
+class Counted(BaseModel):
+    """What was counted, when (Unix seconds), and how old that is. Without tables it is down, for this reason."""
+
+    up: bool
+    reason: str | None = None
+    tables: dict[str, Counts] | None = None
+    counted_at: float
+    counted_age_seconds: float
+
+
+class SourceStats(Counted):
+    """PostgreSQL; `lsn` is its WAL's end when it was counted."""
+
+    lsn: str | None = None
+
+
+class StoreStats(Counted):
+    """A store: its size, and how far it is right now. `lag_records` are in the topics and not yet applied."""
+
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    notes: dict[str, Any] = {}
+    watermark: str | None = None
+    fresh_until: float | None = None
+    age_seconds: float | None = None
+    lag_records: int | None = None
+
+
+class Stats(BaseModel):
+    """`status`: ok; `degraded` when a store is behind the objective or disagrees, or something is down: `reasons`."""
+
+    status: Literal["ok", "degraded"]
+    reasons: list[str]
+    version: str
+    source: SourceStats
+    stores: dict[str, StoreStats]
+
+
+class Statistics:
+    """Asks all parts; keeps the counts."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._source = Cached(parts.source.look, parts.stats_seconds)
+        self._stores = {view.name: Cached(self._look(view), parts.stats_seconds) for view in parts.stores}
+
+    def _look(self, view: StoreView) -> Any:
+        async def look() -> StoreLook:
+            return await view.look([table for table in await self.tables() if view.keeps(table)])
+
+        return look
+
+    async def tables(self) -> list[str]:
+        """Every table that travels, from PostgreSQL, else from the topics."""
+        source = (await self._source.get()).value
+        return sorted(source.tables) if source is not None else self._parts.timeline.tables()
+
+    async def get(self, *, fresh: bool = False) -> Stats:
+        """Never raises CdcError: what cannot be asked is down, also when it still answered a second ago."""
+        source = await _alive(self._source, self._parts.source.ping, fresh)
+        found = await asyncio.gather(*(self._store(view, source, fresh) for view in self._parts.stores))
+        reasons = [] if source.value is not None else [f"postgres is down: {source.reason}"]
+        reasons += [reason for _, said in found for reason in said]
+        return Stats(
+            status="degraded" if reasons else "ok",
+            reasons=reasons,
+            version=__version__,
+            source=_source_stats(source),
+            stores={view.name: stats for view, (stats, _) in zip(self._parts.stores, found, strict=True)},
+        )
+
+    async def _store(self, view: StoreView, source: Asked[SourceLook], fresh: bool) -> tuple[StoreStats, list[str]]:
+        offsets: dict[Partition, int] = {}
+
+        async def answers() -> None:
+            offsets.update(await view.offsets())
+
+        look = await _alive(self._stores[view.name], answers, fresh)
+        if look.value is None:
+            return _store_stats(look, Place(None, None), None), [f"{view.name} is down: {look.reason}"]
+        tables = list(look.value.tables)
+        place = self._parts.timeline.place(offsets, tables)
+        try:
+            lag = _behind(offsets, await self._parts.timeline.ends(tables))
+        except CdcError as error:
+            return _store_stats(look, place, None), [f"{view.name}: {error}"]
+        reasons = self._late(view.name, place)
+        if source.value is not None:
+            reasons += await self._differences(view, look.value, source.value)
+        return _store_stats(look, place, lag), reasons
+
+    def _late(self, name: str, place: Place) -> list[str]:
+        age, objective = place.age(), self._parts.objective_seconds
+        if age is None:
+            return [f"{name}: nobody can tell how fresh it is; is the reader running?"]
+        return [f"{name} is {age:.1f} s behind, the objective is {objective:g} s"] if age > objective else []
+
+    async def _differences(self, view: StoreView, look: StoreLook, source: SourceLook) -> list[str]:
+        unlike: dict[str, tuple[int, int]] = {}
+        for table, held in look.tables.items():
+            wanted = source.tables.get(table)
+            fewer = wanted is not None and held.records < wanted.records and view.expires(table)
+            if wanted is not None and held.records != wanted.records and not fewer:
+                unlike[table] = held.records, wanted.records
+        ends = await self._ends_since() if unlike else None
+        if ends is None:
+            return []  # alike; or the topics lack what was counted, and when that lasts the store's age says so
+        before = self._parts.timeline.before(source.began - VISIBLE_SECONDS)
+        found = []
+        for table, (held_records, wanted_records) in unlike.items():
+            places = self._parts.timeline.partitions([table])
+            explained = sum(max(0, _end(ends, at) - min(look.offsets.get(at, 0), _end(before, at))) for at in places)
+            if abs(held_records - wanted_records) > explained:
+                found.append(
+                    f"{view.name} holds {held_records} records of {table}, PostgreSQL {wanted_records}; lag explains "
+                    f"{explained} at most: `cdc verify` names them"
+                )
+        return found
+
+    async def _ends_since(self) -> Mapping[str, list[int]] | None:
+        """The topics' ends behind everything counted so far: those of a heartbeat that was asked for since. None when
+        it does not come through."""
+        timeline = self._parts.timeline
+        try:
+            lsn = await self._parts.source.nudge()
+            async with asyncio.timeout(PASS_SECONDS):
+                await timeline.passed(lsn)
+        except (CdcError, TimeoutError):
+            return None
+        return timeline.newest.ends if timeline.newest else None
+
+
+async def _alive(cached: Cached[T], answers: Callable[[], Awaitable[None]], fresh: bool) -> Asked[T]:
+    """What was counted, as long as the place it was counted in answers now."""
+    try:
+        await answers()
+    except CdcError as error:
+        return Asked(None, str(error), time.time())
+    return await cached.get(fresh=fresh)
+
+
+def _end(ends: Mapping[str, list[int]], partition: tuple[str, int]) -> int:
+    topic, number = partition
+    known = ends.get(topic, ())
+    return known[number] if number < len(known) else 0
+
+
+def _behind(offsets: Offsets, ends: Offsets) -> int:
+    return sum(max(0, end - offsets.get(place, 0)) for place, end in ends.items())
+
+
+def _source_stats(source: Asked[SourceLook]) -> SourceStats:
+    look = source.value
+    return SourceStats(
+        up=look is not None,
+        reason=source.reason,
+        tables=None if look is None else dict(look.tables),
+        counted_at=source.at,
+        counted_age_seconds=source.age,
+        lsn=None if look is None else format_lsn(look.lsn),
+    )
+
+
+def _store_stats(asked: Asked[StoreLook], place: Place, lag: int | None) -> StoreStats:
+    look = asked.value
+    return StoreStats(
+        up=look is not None,
+        reason=asked.reason,
+        tables=None if look is None else dict(look.tables),
+        counted_at=asked.at,
+        counted_age_seconds=asked.age,
+        memory_bytes=None if look is None else look.memory_bytes,
+        disk_bytes=None if look is None else look.disk_bytes,
+        notes={} if look is None else dict(look.notes),
+        watermark=place.lsn,
+        fresh_until=place.fresh_until,
+        age_seconds=place.age(),
+        lag_records=lag,
+    )
