@@ -1,0 +1,387 @@
+"""Which stores have which row: never "there" for one that is not, whatever transactions do meanwhile."""
+
+from __future__ import annotations
+
+import datetime
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from cdc.control import incidents, status
+from cdc.control.watermarks import Watermark, record
+from cdc.migrations import migrate
+from tests.chance import seeded
+
+TABLE = "public.notes"
+WRITERS = 4
+STEPS = 150
+Row = tuple[Any, ...]
+
+
+@pytest.fixture
+def connect(database: str) -> Iterator[Callable[[], psycopg.Connection]]:
+    """Connections to a database with an empty control schema and a tracked table `notes`; closed afterwards."""
+    migrate(database)
+    made: list[psycopg.Connection] = []
+
+    def connect() -> psycopg.Connection:
+        made.append(psycopg.connect(database, autocommit=True))
+        return made[-1]
+
+    connect().execute("TRUNCATE cdc.watermarks, cdc.marks, cdc.letters; DROP TABLE IF EXISTS notes")
+    made[0].execute("CREATE TABLE notes (id integer PRIMARY KEY, text text)")
+    made[0].execute("SELECT cdc.track('public.notes')")
+    yield connect
+    for connection in made:
+        connection.close()
+
+
+class Store:
+    """A store that is nothing but its watermark, an LSN up to which it has everything."""
+
+    def __init__(self, connection: psycopg.Connection, name: str = "redis", history: str | None = None) -> None:
+        self.connection, self.name, self.history = connection, name, history
+        self.lsn = 0
+
+    def now(self) -> int:
+        """The end of the log."""
+        return int(one(self.connection, "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint")[0])
+
+    def reach(self, lsn: int, *, complete: bool = True) -> None:
+        """Says that it has everything up to there; takes a mark for later."""
+        self.lsn = lsn
+        position = f"{1:08x}{lsn:016x}{0:08x}"
+        said = Watermark(self.name, TABLE, position, datetime.datetime.now(datetime.UTC), complete, 0, self.history)
+        record(self.connection, [said])
+
+    def follow(self) -> None:
+        """Reaches everything committed now: a mark, and then a position behind it."""
+        self.reach(self.lsn)
+        self.reach(self.now())
+
+
+def one(connection: psycopg.Connection, query: str, *parameters: Any) -> Row:
+    row = connection.execute(query.encode(), parameters or None).fetchone()
+    assert row is not None
+    return row
+
+
+def held(connection: psycopg.Connection, store: str = "redis") -> dict[int, bool]:
+    """By id, whether the view says that the store has the row."""
+    query = "SELECT id, stores, lacking, synced FROM cdc.notes_sync_status"
+    rows = connection.execute(query).fetchall()
+    assert all(set(stores).isdisjoint(lacking) for _id, stores, lacking, _synced in rows)
+    assert all(synced == (stores != [] and lacking == []) for _id, stores, lacking, synced in rows)
+    return {key: store in stores for key, stores, _lacking, _synced in rows}
+
+
+@pytest.fixture
+def store(connect: Callable[[], psycopg.Connection]) -> Store:
+    return Store(connect())
+
+
+def put(connection: psycopg.Connection, key: int) -> None:
+    connection.execute(
+        "INSERT INTO notes VALUES (%s, '') ON CONFLICT (id) DO UPDATE SET text = notes.text || '.'", [key]
+    )
+
+
+def test_a_row_is_there_when_the_watermark_has_passed_it(
+    connect: Callable[[], psycopg.Connection], store: Store
+) -> None:
+    observer = connect()
+    put(observer, 1)
+    assert held(observer) == {1: False}  # no store is known at all
+    store.follow()
+    assert held(observer) == {1: True}
+    put(observer, 2)
+    behind = store.lsn
+    store.reach(behind)
+    store.reach(behind)  # marks are taken, and not reached
+    assert held(observer) == {1: True, 2: False}
+    store.follow()
+    put(observer, 1)  # a new version of the row
+    assert held(observer) == {1: False, 2: True}
+    store.follow()
+    assert held(observer) == {1: True, 2: True}
+
+
+def test_nothing_is_written_per_record(connect: Callable[[], psycopg.Connection], store: Store) -> None:
+    observer = connect()
+    observer.execute("INSERT INTO notes SELECT n FROM generate_series(1, 500) n")
+    before = one(observer, "SELECT array_agg(ctid::text || xmin || xmax) FROM notes")
+    store.follow()
+    assert set(held(observer).values()) == {True}
+    assert one(observer, "SELECT array_agg(ctid::text || xmin || xmax) FROM notes") == before
+    assert one(observer, "SELECT count(*) FROM cdc.watermarks") == (1,)
+
+
+def test_a_savepoint_of_a_running_transaction(connect: Callable[[], psycopg.Connection], store: Store) -> None:
+    """The row's id is the savepoint's, which no snapshot lists; a later transaction has pushed xmax beyond it."""
+    writer, other, observer = connect(), connect(), connect()
+    with writer.transaction():
+        put(writer, 1)
+        with writer.transaction():  # a savepoint
+            put(writer, 2)
+            with writer.transaction():
+                put(writer, 3)
+        put(other, 4)
+        store.follow()
+        store.follow()
+        assert held(observer) == {4: True}  # although an older transaction still runs
+        assert held(writer) == dict.fromkeys(
+            (1, 2, 3, 4), False
+        )  # what is newer than itself it cannot tell from its own
+        behind = store.now()
+    assert held(observer)[2] is False
+    store.reach(behind)  # it has everything before the commit, and not the commit
+    assert {key: held(observer)[key] for key in (1, 2, 3)} == {1: False, 2: False, 3: False}
+    store.follow()
+    assert held(observer) == {1: True, 2: True, 3: True, 4: True}
+
+
+def test_rows_of_ones_own_transaction(connect: Callable[[], psycopg.Connection], store: Store) -> None:
+    writer = connect()
+    put(writer, 1)
+    store.follow()
+    for isolation in ("READ COMMITTED", "REPEATABLE READ"):
+        writer.execute(f"BEGIN ISOLATION LEVEL {isolation}".encode())
+        assert held(writer) == {1: True}
+        put(writer, 2)
+        with writer.transaction():
+            put(writer, 3)
+        store.follow()
+        assert held(writer) == {1: True, 2: False, 3: False}
+        writer.execute("ROLLBACK")
+
+
+def test_a_mark_is_no_part_of_a_transaction_that_writes(connect: Callable[[], psycopg.Connection]) -> None:
+    """Its snapshot would not show the transaction it is in as running."""
+    writer = connect()
+    writer.execute("BEGIN")
+    put(writer, 1)
+    with pytest.raises(psycopg.errors.ActiveSqlTransaction):
+        writer.execute("SELECT cdc.mark()")
+
+
+def test_frozen_rows(connect: Callable[[], psycopg.Connection], store: Store) -> None:
+    observer = connect()
+    with observer.transaction():
+        observer.execute("TRUNCATE notes")
+        with observer.cursor().copy("COPY notes FROM STDIN (FREEZE)") as copy:
+            copy.write("1\tcopied\n")
+    assert held(observer) == {1: False}
+    put(observer, 2)
+    observer.execute("VACUUM FREEZE notes")
+    assert held(observer) == {1: False, 2: False}  # frozen, and not in the store
+    store.follow()
+    assert held(observer) == {1: True, 2: True}
+
+
+@pytest.mark.parametrize("nearest", [3, 1 << 31, (1 << 32) - 5, 1 << 32, (7 << 32) + 1000, (1 << 40) - 3])
+def test_ids_beyond_32_bits(connect: Callable[[], psycopg.Connection], nearest: int) -> None:
+    """Every id that a living row can have, told from its low 32 bits; 0, 1 and 2 are given to no transaction."""
+    observer, chance = connect(), seeded("ids")
+    ages = [1, 2, 3, 1000, (1 << 31) - 1, *(chance.randrange(1, 1 << 31) for _ in range(200))]
+    for next_xid in (nearest, nearest + 1000):
+        ids = [next_xid - age for age in ages if next_xid - age >= 3 and (next_xid - age) % (1 << 32) >= 3]
+        query = "SELECT array_agg(cdc.whole_xid(i & 4294967295, %s, w) ORDER BY n) FROM unnest(%s::bigint[])"
+        for writing in (False, True):
+            assert one(
+                observer, query.replace("w)", "%s)", 1) + " WITH ORDINALITY u(i, n)", next_xid, writing, ids
+            ) == (ids or None,)
+        ahead = [next_xid + age for age in (0, 1, 5)]  # those of our own transaction
+        assert one(observer, f"{query.replace('w)', 'true)', 1)} WITH ORDINALITY u(i, n)", next_xid, ahead) == (
+            [None if i % (1 << 32) >= 3 else 0 for i in ahead],
+        )
+
+
+@pytest.mark.parametrize("why", ["incomplete", "another history", "nothing", "beyond the log"])
+def test_what_a_watermark_does_not_prove(connect: Callable[[], psycopg.Connection], store: Store, why: str) -> None:
+    observer = connect()
+    put(observer, 1)
+    store.follow()
+    assert held(observer) == {1: True}
+    if why == "incomplete":
+        store.reach(store.now(), complete=False)
+    elif why == "another history":
+        store.history = "1/1/1"
+        store.follow()
+    elif why == "beyond the log":
+        store.reach(store.now() + (1 << 40))
+    else:
+        record(observer, [Watermark("redis", TABLE, None, None, False)])
+    assert held(observer) == {1: False}
+
+
+def test_an_open_letter_keeps_its_row_out(connect: Callable[[], psycopg.Connection], store: Store) -> None:
+    observer, now = connect(), datetime.datetime.now(datetime.UTC)
+    for key in (1, 2):
+        put(observer, key)
+    store.follow()
+    letter = incidents.Letter(
+        id="t:0:5:", store="redis", table=TABLE, key={"id": 2}, reason="dimension", message="3 of 8", topic="t",
+        partition=0, offset=5, position=None, refused_at=now,
+    )  # fmt: skip
+    incidents.mirror_letters(observer, [letter])
+    assert held(observer) == {1: True, 2: False}
+    found = status.check(observer, TABLE, {"id": 2})
+    assert (found.present, found.stores, found.lacking) == (True, [], ["redis"])
+    assert [one["reason"] for one in found.letters] == ["dimension"]
+    closed = incidents.Letter(
+        **{**{name: getattr(letter, name) for name in letter.__slots__}, "closed_at": now, "outcome": "redriven"}
+    )
+    incidents.mirror_letters(observer, [closed])
+    assert held(observer) == {1: True, 2: True}
+
+
+def test_the_table_stays_its_owners(connect: Callable[[], psycopg.Connection], store: Store) -> None:
+    """The view depends on nothing of it: the key's type can change, and the table can go."""
+    observer = connect()
+    observer.execute("ALTER TABLE notes ALTER id TYPE text")
+    with pytest.raises(psycopg.errors.InvalidFunctionDefinition):
+        held(observer)
+    observer.execute("SELECT cdc.track('public.notes')")
+    observer.execute("INSERT INTO notes VALUES ('a')")
+    store.follow()
+    assert list(held(observer).values()) == [True]
+    observer.execute("DROP TABLE notes")
+    assert [found.source_rows for found in status.statistics(observer)] == [None]
+
+
+def test_a_key_that_letters_would_not_name_is_refused(connect: Callable[[], psycopg.Connection]) -> None:
+    observer = connect()
+    observer.execute("CREATE TABLE odd (at timestamptz PRIMARY KEY); CREATE TABLE keyless (id integer)")
+    for table in ("odd", "keyless"):
+        with pytest.raises(psycopg.errors.FeatureNotSupported):
+            observer.execute("SELECT cdc.track(%s)", [f"public.{table}"])
+
+
+def test_partitions_and_odd_names(connect: Callable[[], psycopg.Connection]) -> None:
+    observer = connect()
+    observer.execute(
+        'CREATE SCHEMA "O dd"; CREATE TABLE "O dd"."it\'s" ("a ""key" text, "second" uuid,'
+        ' PRIMARY KEY ("a ""key", "second"))'
+        ' PARTITION BY LIST ("a ""key"); CREATE TABLE part PARTITION OF "O dd"."it\'s" DEFAULT'
+    )
+    observer.execute("""SELECT cdc.track('"O dd"."it''s"', 'odd')""")
+    key = {'a "key': "x'y", "second": "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"}
+    observer.execute('INSERT INTO "O dd"."it\'s" VALUES (%s, %s)', list(key.values()))
+    assert one(observer, "SELECT stores, lacking FROM cdc.odd") == ([], [])
+    assert status.check(observer, "O dd.it's", key).present
+    with pytest.raises(psycopg.errors.InvalidParameterValue):
+        status.check(observer, "O dd.it's", {"second": key["second"]})
+
+
+def test_one_row_is_found_by_the_index(connect: Callable[[], psycopg.Connection], store: Store) -> None:
+    observer = connect()
+    observer.execute("INSERT INTO notes SELECT n FROM generate_series(1, 5000) n; ANALYZE notes")
+    plan = observer.execute("EXPLAIN SELECT * FROM cdc.notes_sync_status WHERE id = 7").fetchall()
+    assert any("notes_pkey" in line for (line,) in plan), plan
+
+
+def test_statistics(connect: Callable[[], psycopg.Connection], store: Store) -> None:
+    observer = connect()
+    for key in (1, 2, 3):
+        put(observer, key)
+    store.follow()
+    put(observer, 3)
+    record(observer, [Watermark("faiss", TABLE, None, None, False)])
+    faiss, redis = status.statistics(observer)
+    assert (faiss.store, faiss.source_rows, faiss.covered_rows, faiss.complete) == ("faiss", 3, 0, False)
+    assert (faiss.lag_seconds, faiss.lag_bytes, faiss.store_rows) == (None, None, None)  # unknown is not 0
+    assert (redis.source_rows, redis.covered_rows, redis.store_rows, redis.parked) == (3, 2, 0, 0)
+    assert redis.lag_bytes is not None
+    assert redis.lag_bytes > 0
+
+
+def test_marks_are_thinned_out(connect: Callable[[], psycopg.Connection], store: Store) -> None:
+    """A store that is away for days costs no table without end."""
+    observer = connect()
+    store.follow()
+    stays = store.lsn
+    for _ in range(1100):
+        put(observer, 1)
+        observer.execute("SELECT cdc.mark()")
+    assert one(observer, "SELECT count(*) < 1030 FROM cdc.marks") == (True,)
+    assert one(observer, "SELECT min(m.lsn) <= visible_lsn FROM cdc.marks m, cdc.watermarks GROUP BY visible_lsn") == (
+        True,
+    )
+    assert store.lsn == stays
+    store.follow()
+    assert held(observer) == {1: True}
+    store.reach(store.now())
+    assert one(observer, "SELECT count(*) < 5 FROM cdc.marks") == (True,)
+
+
+class Writer:
+    """A connection that does things at random with ids of its own; knows what it has not committed."""
+
+    def __init__(self, connection: psycopg.Connection, number: int) -> None:
+        self.connection, self.number = connection, number
+        self.stack: list[set[int]] = []  # ids written, a level of savepoints each; none when idle
+
+    def step(self, chance: random.Random) -> set[int]:
+        """One action; the ids that it committed."""
+        if not self.stack:
+            self._do(chance.choice(("BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ")))
+            self.stack.append(set())
+            return set()
+        action = chance.choices(("put", "save", "release", "undo", "COMMIT", "ROLLBACK"), (10, 4, 3, 2, 2, 1))[0]
+        if action in ("COMMIT", "ROLLBACK"):
+            self._do(action)
+            written, self.stack = set().union(*self.stack), []
+            return written if action == "COMMIT" else set()
+        if action == "put":
+            key = chance.randrange(10) * WRITERS + self.number
+            put(self.connection, key)
+            self.stack[-1].add(key)
+        elif action == "save":
+            self._do(f"SAVEPOINT s{len(self.stack)}")
+            self.stack.append(set())
+        elif len(self.stack) > 1:
+            top = self.stack.pop()
+            self._do(f"{'RELEASE' if action == 'release' else 'ROLLBACK TO'} s{len(self.stack)}")
+            self.stack[-1] |= top if action == "release" else set()
+        return set()
+
+    @property
+    def open(self) -> set[int]:
+        """Ids that nobody else sees yet."""
+        return set().union(*self.stack)
+
+    def _do(self, statement: str) -> None:
+        self.connection.execute(statement.encode())
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_never_there_before_it_is(connect: Callable[[], psycopg.Connection], store: Store, turn: int) -> None:
+    """Writers, savepoints and a store that lags, interleaved at random; the oracle knows when each row committed."""
+    chance, observer = seeded(f"turn {turn}"), connect()
+    chance.seed(chance.random() + turn)
+    writers = [Writer(connect(), number) for number in range(WRITERS)]
+    committed: dict[int, int] = {}  # id → an LSN before its newest commit, and after all that came before it
+    claims = 0
+    for _step in range(STEPS):
+        before = store.now()
+        writer = chance.choice(writers)
+        committed.update(dict.fromkeys(writer.step(chance), before))
+        if chance.random() < 0.3:
+            store.reach(chance.randint(store.lsn, store.now()) if chance.random() < 0.5 else store.now())
+        seen = held(observer)
+        assert seen.keys() == committed.keys()
+        early = [key for key, there in seen.items() if there and committed[key] >= store.lsn]
+        assert early == []
+        claims += sum(seen.values())
+        if writer.stack:
+            mine = held(writer.connection)
+            assert [key for key in writer.open if mine[key]] == []
+    for writer in writers:
+        if writer.stack:
+            writer.connection.execute("COMMIT")
+    store.follow()
+    assert set(held(observer).values()) == {True}
+    assert claims > STEPS  # the test is none when it never says "there"
