@@ -73,11 +73,13 @@ class Streaming:
 
     async def _pump(self) -> None:
         """Decodes what has arrived; waits while the chunk is full and the writer busy."""
-        stream = self._session.stream
+        stream, decoder = self._session.stream, self._session.decoder
         received = READER_BYTES.labels(self._config.source_name)
         while True:
             payloads = stream.drain(DRAIN_BYTES)
             received.inc(stream.drained_bytes)
+            if payloads and decoder.overtaken(stream.received_lsn):
+                await beside(self._session.catalog.advance, stream.received_lsn)
             await self._assemble(payloads)
             if self._assembler.ready:
                 self._ready.set()

@@ -123,6 +123,10 @@ class Decoder(Protocol):
     def options(self) -> dict[str, str]:
         """The plugin options for START_REPLICATION."""
 
+    def overtaken(self, lsn: int) -> bool:
+        """Whether the catalog should be asked (`Catalog.advance`) before messages up to there are decoded; else the
+        transaction that begins among them asks, and what shares its thread waits."""
+
     def run(self, payload: bytes) -> Run | None:
         """What may take this message and those that follow it."""
 

@@ -66,6 +66,10 @@ class PgoutputDecoder:
         publication = self._catalog.config.postgres.publication
         return {"proto_version": "1", "publication_names": f'"{publication}"', "messages": "true"}
 
+    def overtaken(self, _lsn: int) -> bool:
+        """Never: its Relation messages tell."""
+        return False
+
     def run(self, payload: bytes) -> Run | None:
         """See `Decoder`."""
         return self._runs.get(payload[:_KIND_BYTES])

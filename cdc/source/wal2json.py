@@ -106,6 +106,10 @@ class Wal2jsonDecoder:
             options["add-tables"] = ",".join(_escape(pattern) for pattern in self._catalog.config.postgres.tables)
         return options
 
+    def overtaken(self, lsn: int) -> bool:
+        """Its rows do not show all DDL."""
+        return lsn > self._catalog.horizon
+
     def run(self, payload: bytes) -> Run | None:
         """See `Decoder`."""
         return self._runs.find(payload)

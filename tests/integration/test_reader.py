@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cdc.errors import PreconditionError
 from cdc.kafka.progress import Progress, read_progress
 from cdc.reader import Reader
 from cdc.resync import resync
+from cdc.source import relations
 from cdc.source.heartbeat import HEARTBEAT
 from tests.comparison import Record, assert_equal_everywhere, assert_in_order, by_id, rows_of, table_dump, topic_rows
 from tests.pipeline import MEMORIES, CommandChild, config_of, emit, pipeline, reading, settings, source, written
@@ -230,3 +232,28 @@ async def test_holes_before_and_after_a_column_came_in_one_chunk(
             await written(config, second)
             await written(config, second, snapshots_done)
         assert by_id(topic_rows(await table_dump(config))) == by_id(rows_of(config))
+
+
+async def test_the_catalog_is_asked_beside_the_loop(
+    servers: Endpoints, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wal2json needs it for each live transaction; a chunk that is under way goes on meanwhile."""
+    if servers.plugin != "wal2json":
+        pytest.skip("this PostgreSQL has no wal2json")
+    asked: list[threading.Thread] = []
+    horizon = relations.horizon
+
+    def noted(run: relations.Runs, oids: list[int]) -> tuple[int, str]:
+        asked.append(threading.current_thread())
+        return horizon(run, oids)
+
+    config = config_of(servers, dsn, tmp_path, postgres={"plugin": "wal2json"})
+    with source(config) as connection:
+        connection.execute(MEMORIES)
+        async with reading(config) as reader:
+            await written(config, reader, snapshots_done)
+            monkeypatch.setattr(relations, "horizon", noted)
+            for number in range(3):
+                connection.execute(put(10 * number, 10 * number + 9))
+                await written(config, reader)
+    assert any(thread is not threading.main_thread() for thread in asked)
