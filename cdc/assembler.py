@@ -16,6 +16,7 @@ import msgspec
 from cdc.assembly import Assembly, Offer
 from cdc.config import Config
 from cdc.envelope import SWEEP_KEY, TRUNCATE_KEY
+from cdc.kafka.block import Packed, Rows
 from cdc.kafka.chunk import Heartbeat, Outgoing
 from cdc.kafka.progress import Progress, SnapshotState
 from cdc.log import get
@@ -38,7 +39,6 @@ from cdc.source.events import (
 from cdc.source.fill import Hole, has_hole
 from cdc.source.history import Proof
 from cdc.source.rows import SNAPSHOT_HEAD, Envelope, Origin
-from cdc.source.runs import Packed
 from cdc.source.snapshot import TableSnapshot
 from cdc.source.window import Chunk as SnapshotChunk
 from cdc.source.window import Name, Windows
@@ -304,27 +304,21 @@ class Assembler:
             offer.answer(False)
             return
         envelope, topic, _name = self._envelope(chunk.table, snapshot=True)
-        at = 0
-        while at < len(chunk.rows):
-            at = self._packed(envelope, topic, chunk.rows, at, window.keys)
-            if at < len(chunk.rows):
-                self._one(envelope, topic, chunk.rows[at], window.keys)
-                at += 1
+        if not self._all(envelope, topic, chunk.rows.without(window.keys)):
+            for row in chunk.rows:
+                self._one(envelope, topic, row, window.keys)
         self._finish(offer, envelope, topic)
 
-    def _packed(self, envelope: Envelope, topic: str, rows: list[Packed], start: int, skip: set[bytes]) -> int:
-        """As many rows from `start` on as the compiled half takes; the index of the first that it does not."""
-        target, chunk, oversized = envelope.target, self._chunk, self._oversized
-        if target is None or oversized.letters:
-            return start
-        records: list[Outgoing] = []
-        target.bound(records, self._ordinal, len(rows), 0, oversized.limit)
-        stop = int(target.packed(rows, start, skip, SNAPSHOT_HEAD))
-        if records:
-            self._ordinal = target.ordinal
-            chunk.extend(topic, records, target.nbytes)
-            chunk.noted(topic, records[0][1], len(records))
-        return stop
+    def _all(self, envelope: Envelope, topic: str, rows: Rows) -> bool:
+        """The rows as one block; False when each has to be looked at."""
+        block, oversized = envelope.block(rows, self._ordinal), self._oversized
+        if block is None or oversized.letters or block.largest > oversized.limit:
+            return False
+        if len(rows):
+            self._ordinal += len(rows)
+            self._chunk.put(topic, block)
+            self._chunk.noted(topic, SNAPSHOT_HEAD, len(rows))
+        return True
 
     def _one(self, envelope: Envelope, topic: str, row: Packed, skip: set[bytes]) -> None:
         if row[0] not in skip:

@@ -118,8 +118,9 @@ class Streaming:
                 await beside(self._fill, chunk)
             if unknown := chunk.records.keys() - self._session.writer.ends.keys():
                 raise TablesChanged(f"{', '.join(sorted(unknown))} came later", hint="nothing: its topic is made now")
-            prepared = self._session.writer.prepare(chunk)
-            chunk.records.clear()  # they are in the batches now
+            prepare = self._session.writer.prepare
+            prepared = await beside(prepare, chunk) if chunk.blocks else prepare(chunk)
+            chunk.drop()  # all is in the batches now
             if writing is not None:
                 await writing
             writing = group.create_task(self._write(chunk, prepared))
@@ -216,6 +217,6 @@ class Streaming:
             catalog = self._session.catalog
             table = catalog.table(*name)
             job = SnapshotJob(
-                self._config, table, catalog.text_columns(table), state, self._assembler.offer, self._on_snapshot
+                self._config, table, catalog.copy_columns(table), state, self._assembler.offer, self._on_snapshot
             )
             await job.run()

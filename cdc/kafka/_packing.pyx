@@ -4,69 +4,106 @@
 Format: Kafka's documentation, "Record Batch" and "Record" (magic 2); murmur2 as in `partitioner.py`.
 """
 
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef Py_ssize_t FIRST_BYTES = 16 << 10
+cdef enum:
+    SIZES = 12  # bytes before a flat row: three sizes
+
+
+cdef struct Room:
+    char *data
+    Py_ssize_t used, size, limit
+    int count
+    int64_t first, newest
 
 
 cdef class Records:
     """Records one behind the other. `limit`: bytes after which no further one is taken; the first always is."""
 
-    cdef char *_data
-    cdef Py_ssize_t _used, _room, _limit
-    cdef readonly int count
-    cdef readonly int64_t first_timestamp, newest_timestamp
+    cdef Room at
 
     def __cinit__(self, Py_ssize_t limit):
-        self._limit, self._room = limit, min(limit, FIRST_BYTES)
-        self._data = <char *>PyMem_Malloc(self._room)
-        if self._data is NULL:
+        self.at.limit, self.at.size = limit, min(limit, FIRST_BYTES)
+        self.at.data = <char *>PyMem_RawMalloc(self.at.size)
+        if self.at.data is NULL:
             raise MemoryError
 
     def __dealloc__(self):
-        PyMem_Free(self._data)
+        PyMem_RawFree(self.at.data)
 
     def __len__(self):
-        return self._used
+        return self.at.used
 
-    def content(self):
-        """All of them, as bytes."""
-        return PyBytes_FromStringAndSize(self._data, self._used)
+    @property
+    def count(self):
+        """How many."""
+        return self.at.count
+
+    @property
+    def first_timestamp(self):
+        """Of the first one, in ms."""
+        return self.at.first
+
+    @property
+    def newest_timestamp(self):
+        """The largest, in ms."""
+        return self.at.newest
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        """All of them; nothing is to be added while somebody looks."""
+        PyBuffer_FillInfo(view, self, self.at.data, self.at.used, True, flags)
 
     cpdef bint add(self, bytes key, bytes value, int64_t timestamp, headers) except -1:
         """One record; False when it does not fit any more."""
-        cdef int64_t delta = timestamp - self.first_timestamp if self.count else 0
-        cdef Py_ssize_t body = 1 + _width(delta) + _width(self.count) + _sized(key) + _sized(value) + _headers_size(headers)
-        cdef Py_ssize_t size = body + _width(body)
+        cdef Py_ssize_t rest = _sized(key) + _sized(value) + _headers_size(headers)
         cdef char *to
-        if self.count and self._used + size > self._limit:
-            return False
-        if not self.count:
-            self.first_timestamp = self.newest_timestamp = timestamp
-        self._grow(size)
-        to = _varint(self._data + self._used, body)
-        to[0] = 0  # attributes
-        to = _varint(_varint(to + 1, delta), self.count)
-        to = _put_headers(_put(_put(to, key), value), headers)
-        self._used += size
-        self.count += 1
-        self.newest_timestamp = max(self.newest_timestamp, timestamp)
-        return True
+        cdef int opened = _open(&self.at, timestamp, rest, &to)
+        if opened == 1:
+            _put_headers(_put(_put(to, key), value), headers)
+        elif opened < 0:
+            raise MemoryError
+        return opened
 
-    cdef int _grow(self, Py_ssize_t more) except -1:
-        cdef Py_ssize_t room = self._room
-        while room < self._used + more:
-            room *= 2
-        if room != self._room:
-            data = <char *>PyMem_Realloc(self._data, room)
-            if data is NULL:
-                raise MemoryError
-            self._data, self._room = data, room
+
+cdef int _open(Room *room, int64_t timestamp, Py_ssize_t rest, char **to) noexcept nogil:
+    """Begins a record of which `rest` bytes follow, to be written at `to`: 1; 0 when it does not fit, -1 without
+    memory."""
+    cdef int64_t delta = timestamp - room.first if room.count else 0
+    cdef Py_ssize_t body = 1 + _width(delta) + _width(room.count) + rest
+    cdef Py_ssize_t size = body + _width(body)
+    if room.count and room.used + size > room.limit:
         return 0
+    if not _grow(room, size):
+        return -1
+    if not room.count:
+        room.first = room.newest = timestamp
+    to[0] = _varint(room.data + room.used, body)
+    to[0][0] = 0  # attributes
+    to[0] = _varint(_varint(to[0] + 1, delta), room.count)
+    room.used += size
+    room.count += 1
+    room.newest = max(room.newest, timestamp)
+    return 1
+
+
+cdef bint _grow(Room *room, Py_ssize_t more) noexcept nogil:
+    """False without memory."""
+    cdef Py_ssize_t size = max(room.size, 1)
+    cdef void *data
+    while size < room.used + more:
+        size *= 2
+    if size != room.size:
+        data = PyMem_RawRealloc(room.data, size)
+        if data is NULL:
+            return False
+        room.data, room.size = <char *>data, size
+    return True
 
 
 def spread(records, list batches, otherwise):
@@ -85,7 +122,161 @@ def spread(records, list batches, otherwise):
             open_[partition] = batches[partition].records
 
 
-cdef uint32_t _murmur2(const unsigned char *at, Py_ssize_t size) noexcept:
+cdef struct Common:  # of a block's records
+    const char *head
+    const char *tail
+    const char *end
+    const char *before  # the headers up to the ordinal, and behind it
+    const char *behind
+    Py_ssize_t head_size, tail_size, end_size, before_size, behind_size
+    int64_t timestamp
+
+
+cdef struct Span:  # a piece's rows that are still to come
+    const char *at
+    const char *stop
+
+
+def pack(block, list batches, otherwise):
+    """Appends the records of a block (`block.py`), each to the batch of its key's partition, without the interpreter but
+    for those whose batch is None or full, which go to `otherwise(partition, record)`."""
+    cdef list pieces = list(block.rows.pieces)
+    cdef bytes head = block.head, tail = block.tail, end = block.end
+    cdef bytes before = _before(block.names[0].encode(), block.position)
+    cdef bytes behind = _behind(block.names[1].encode(), block.vector)
+    cdef uint32_t *sizes
+    cdef const char *row
+    cdef long long ordinal = block.after
+    cdef int count = len(batches), partition = 0
+    cdef Py_ssize_t number = len(pieces), i = 0
+    cdef Common common
+    cdef Room **rooms = <Room **>PyMem_RawMalloc(count * sizeof(void *))
+    cdef Span *spans = <Span *>PyMem_RawMalloc(max(1, number) * sizeof(Span))
+    common.head, common.head_size = head, len(head)
+    common.tail, common.tail_size = tail, len(tail)
+    common.end, common.end_size = end, len(end)
+    common.before, common.before_size = before, len(before)
+    common.behind, common.behind_size = behind, len(behind)
+    common.timestamp = block.timestamp_ms
+    try:
+        if rooms is NULL or spans is NULL:
+            raise MemoryError
+        for i in range(number):
+            spans[i].at = PyBytes_AS_STRING(pieces[i])
+            spans[i].stop = spans[i].at + len(pieces[i])
+        for partition in range(count):
+            rooms[partition] = NULL if batches[partition] is None else &(<Records>batches[partition].records).at
+        i = 0
+        while True:
+            with nogil:
+                while i < number and _pack(&common, rooms, count, spans + i, &ordinal, &partition):
+                    i += 1
+            if i == number:
+                return
+            row, sizes = spans[i].at + SIZES, <uint32_t *>spans[i].at
+            ordinal += 1
+            otherwise(partition, block.record(row[:sizes[0]], row[sizes[0]:sizes[0] + sizes[1]], ordinal))
+            rooms[partition] = &(<Records>batches[partition].records).at
+            spans[i].at = row + sizes[0] + sizes[1] + sizes[2]
+    finally:
+        PyMem_RawFree(rooms)
+        PyMem_RawFree(spans)
+
+
+cdef bytes _before(bytes name, bytes position):
+    """Of the headers what comes before the ordinal: their number, a name, the position."""
+    cdef char made[40]
+    cdef char *to = _varint(_varint(made, 2), len(name))
+    cdef bytes first = made[:to - made]
+    to = _varint(made, len(position) + 8)
+    return first + name + made[:to - made] + position
+
+
+cdef bytes _behind(bytes name, bytes vector):
+    cdef char made[40]
+    cdef char *to = _varint(made, len(name))
+    cdef bytes first = made[:to - made]
+    to = _varint(made, len(vector))
+    return first + name + made[:to - made] + vector
+
+
+cdef bint _pack(
+    Common *common, Room **rooms, int count, Span *span, long long *ordinal, int *partition
+) noexcept nogil:
+    """The rows of a span; False at one whose `partition` does not take it."""
+    cdef uint32_t *sizes
+    cdef const char *key
+    cdef char *to
+    cdef char digits[24]
+    cdef int width
+    cdef Py_ssize_t value, rest
+    while span.at < span.stop:
+        sizes = <uint32_t *>span.at
+        key = span.at + SIZES
+        partition[0] = (_murmur2(<const unsigned char *>key, sizes[0]) & 0x7FFFFFFF) % count
+        width = _decimal(ordinal[0] + 1, digits)
+        value = common.head_size + sizes[1] + common.tail_size + width + common.end_size
+        rest = _width(sizes[0]) + sizes[0] + _width(value) + value + common.before_size + 8 + common.behind_size
+        if rooms[partition[0]] is NULL or _open(rooms[partition[0]], common.timestamp, rest, &to) != 1:
+            return False  # also without memory: the other way says so
+        ordinal[0] += 1
+        to = _copy(_varint(to, sizes[0]), key, sizes[0])
+        to = _copy(_varint(to, value), common.head, common.head_size)
+        to = _copy(_copy(to, key + sizes[0], sizes[1]), common.tail, common.tail_size)
+        to = _copy(_copy(to, digits, width), common.end, common.end_size)
+        to = _copy(to, common.before, common.before_size)
+        _hex8(to, ordinal[0])
+        _copy(to + 8, common.behind, common.behind_size)
+        span.at = key + sizes[0] + sizes[1] + sizes[2]
+    return True
+
+
+def kept(bytes content, skip):
+    """Of flat rows (`block.py`) those whose key is not in `skip`, and how many."""
+    cdef const char *at = PyBytes_AS_STRING(content)
+    cdef const char *stop = at + PyBytes_GET_SIZE(content)
+    cdef const char *start = at
+    cdef const char *row
+    cdef uint32_t *sizes
+    cdef list pieces = []
+    cdef int count = 0
+    while at < stop:
+        row, sizes = at, <uint32_t *>at
+        at += SIZES + sizes[0] + sizes[1] + sizes[2]
+        if row[SIZES:SIZES + sizes[0]] in skip:
+            pieces.append(start[:row - start])
+            start = at
+        else:
+            count += 1
+    pieces.append(start[:stop - start])
+    return b"".join(pieces), count
+
+
+cdef inline char *_copy(char *to, const char *what, Py_ssize_t size) noexcept nogil:
+    memcpy(to, what, size)
+    return to + size
+
+
+cdef int _decimal(long long number, char *digits) noexcept nogil:
+    cdef char turned[24]
+    cdef int width = 0, i
+    while number or not width:
+        turned[width] = <char>(c"0" + number % 10)
+        number //= 10
+        width += 1
+    for i in range(width):
+        digits[i] = turned[width - 1 - i]
+    return width
+
+
+cdef void _hex8(char *to, long long number) noexcept nogil:
+    cdef int i
+    for i in range(8):
+        to[7 - i] = b"0123456789abcdef"[number & 15]
+        number >>= 4
+
+
+cdef uint32_t _murmur2(const unsigned char *at, Py_ssize_t size) noexcept nogil:
     cdef uint32_t factor = 0x5BD1E995, value = 0x9747B28Cu ^ <uint32_t>size, word
     cdef Py_ssize_t whole = size & ~3, i
     for i in range(0, whole, 4):
@@ -101,11 +292,11 @@ cdef uint32_t _murmur2(const unsigned char *at, Py_ssize_t size) noexcept:
     return value ^ value >> 15
 
 
-cdef inline uint64_t _zigzag(int64_t number) noexcept:
+cdef inline uint64_t _zigzag(int64_t number) noexcept nogil:
     return <uint64_t>number << 1 ^ <uint64_t>(number >> 63)
 
 
-cdef inline int _width(int64_t number) noexcept:
+cdef inline int _width(int64_t number) noexcept nogil:
     """Bytes of a varint."""
     cdef uint64_t rest = _zigzag(number) >> 7
     cdef int width = 1
@@ -115,7 +306,7 @@ cdef inline int _width(int64_t number) noexcept:
     return width
 
 
-cdef inline char *_varint(char *to, int64_t number) noexcept:
+cdef inline char *_varint(char *to, int64_t number) noexcept nogil:
     cdef uint64_t rest = _zigzag(number)
     while rest > 0x7F:
         to[0] = <char>(rest & 0x7F | 0x80)

@@ -6,13 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cdc.errors import RecordError
+from cdc.kafka.block import Block, Record
 from cdc.kafka.partitioner import partitions
 from cdc.kafka.progress import Progress
 from cdc.position import Position
 
-Outgoing = tuple[bytes, bytes | None, int, list[tuple[str, bytes]]]  # key, value, timestamp in ms, headers
+Outgoing = Record  # key, value, timestamp in ms, headers
+Put = Callable[[int, Outgoing], None]
 
-Spread = Callable[[Sequence[Outgoing], list[Any], Callable[[int, Outgoing], None]], None]
+
+class Packer(NamedTuple):
+    """The compiled ways into batches: of records, and of a block."""
+
+    spread: Callable[[Sequence[Outgoing], list[Any], Put], None]
+    pack: Callable[[Block, list[Any], Put], None]
 
 
 class Heartbeat(NamedTuple):
@@ -23,13 +30,15 @@ class Heartbeat(NamedTuple):
 
 
 class Chunk:
-    """Records by topic in the order of the source, and what is true once they are durable: progress, a heartbeat."""
+    """Records by topic in the order of the source, and what is true once they are durable: progress, a heartbeat.
+    `blocks` are many records each, by how many of `records` come before."""
 
-    __slots__ = ("count", "heartbeat", "markers", "nbytes", "progress", "records")
+    __slots__ = ("blocks", "count", "heartbeat", "markers", "nbytes", "progress", "records")
 
     def __init__(self) -> None:
         self.records: dict[str, list[Outgoing]] = {}
         self.markers: dict[str, list[int]] = {}
+        self.blocks: dict[str, list[tuple[int, Block]]] = {}
         self.progress: Progress | None = None
         self.heartbeat: Heartbeat | None = None
         self.count = 0
@@ -52,12 +61,23 @@ class Chunk:
         self.count += len(records)
         self.nbytes += nbytes
 
+    def put(self, topic: str, block: Block) -> None:
+        """A block, behind all that was added before and ahead of all after."""
+        self.blocks.setdefault(topic, []).append((len(self.records.setdefault(topic, [])), block))
+        self.count += len(block.rows)
+        self.nbytes += block.nbytes
+
     def mark(
         self, topic: str, key: bytes, value: bytes | None, timestamp_ms: int, headers: list[tuple[str, bytes]]
     ) -> None:
         """A marker: the same record in every partition, behind all that was added before and ahead of all after."""
         self.add(topic, key, value, timestamp_ms, headers)
         self.markers.setdefault(topic, []).append(len(self.records[topic]) - 1)
+
+    def drop(self) -> None:
+        """Lets go of records and blocks, once they are in batches."""
+        self.records.clear()
+        self.blocks.clear()
 
     def __bool__(self) -> bool:
         return bool(self.count or self.progress or self.heartbeat)
@@ -66,34 +86,53 @@ class Chunk:
 class Batches:
     """The batches of one topic, a list a partition, in order; a record that fills one opens the next.
 
-    `spread` puts records into batches that are the compiled ones (`batch.py`), if `create` makes those."""
+    `packer` fills batches that are the compiled ones (`batch.py`), if `create` makes those."""
 
     def __init__(
-        self, topic: str, count: int, create: Callable[[], Any], limit: int, spread: Spread | None = None
+        self, topic: str, count: int, create: Callable[[], Any], limit: int, packer: Packer | None = None
     ) -> None:
         self.topic = topic
-        self._spread = spread
+        self._packer = packer
         self._create = create
         self._limit = limit
         self._sealed: list[list[Any]] = [[] for _ in range(count)]
         self._open: list[Any] = [None] * count
 
-    def fill(self, records: Sequence[Outgoing], markers: Sequence[int]) -> None:
-        """Appends all records, the marked ones to every partition. Raises RecordError `too_large`."""
+    def fill(
+        self, records: Sequence[Outgoing], markers: Sequence[int], blocks: Sequence[tuple[int, Block]] = ()
+    ) -> None:
+        """Appends all records, the marked ones to every partition, and each block behind as many records as it says.
+        Raises RecordError `too_large`."""
         start = 0
-        for index in markers:
-            self._append(records[start:index] if start or markers else records)
+        for index, block in sorted([*blocks, *((index, None) for index in markers)], key=lambda stop: stop[0]):
+            self._append(records[start:index])
+            start = index
+            if block is not None:
+                self._unfold(block)
+                continue
             for partition in range(len(self._open)):
                 self._put(partition, records[index])
-            start = index + 1
+            start += 1
         self._append(records[start:] if start else records)
         for partition in range(len(self._open)):
             self._seal(partition)
 
+    def compress(self) -> None:
+        """Ahead of the sending, in any thread."""
+        for partition in self._sealed:
+            for batch in partition:
+                batch.compress()
+
+    def _unfold(self, block: Block) -> None:
+        if self._packer is not None:
+            self._packer.pack(block, self._open, self._put)
+        else:
+            self._append(list(block.records()))
+
     def _append(self, records: Sequence[Outgoing]) -> None:
         batches = self._open
-        if self._spread is not None:
-            self._spread(records, batches, self._put)
+        if self._packer is not None:
+            self._packer.spread(records, batches, self._put)
             return
         for partition, record in zip(partitions([r[0] for r in records], len(batches)), records, strict=True):
             batch = batches[partition]

@@ -33,8 +33,8 @@ from cdc.config import Config
 from cdc.errors import CdcError, ConnectError, RecordError
 from cdc.failpoint import failpoint
 from cdc.kafka import failure
-from cdc.kafka.batch import COMPILED, Batch, spread
-from cdc.kafka.chunk import Batches, Chunk, Heartbeat
+from cdc.kafka.batch import COMPILED, Batch, compiled
+from cdc.kafka.chunk import Batches, Chunk, Heartbeat, Packer
 from cdc.kafka.offsets import Ends, committed_ends
 from cdc.kafka.producer import abandon, batch_bytes, open_producer
 from cdc.kafka.progress import encode_progress
@@ -42,6 +42,7 @@ from cdc.kafka.progress import encode_progress
 REQUEST_BYTES = 32 << 20  # under way at once; a third of the broker's usual socket.request.max.bytes (100 MiB)
 ABORT_SECONDS = 5.0  # to tell the broker that a failed chunk is void; else the next writer's start does
 
+PACKER = Packer(compiled.spread, compiled.pack) if COMPILED else None
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 
 
@@ -117,8 +118,10 @@ class Writer:
         made = []
         for topic, records in chunk.records.items():
             count, limit = self._partitions[topic], self._config.kafka.max_record_bytes
-            topic_batches = Batches(topic, count, self._batch, limit, spread if COMPILED else None)
-            topic_batches.fill(records, chunk.markers.get(topic, ()))
+            topic_batches = Batches(topic, count, self._batch, limit, PACKER)
+            topic_batches.fill(records, chunk.markers.get(topic, ()), chunk.blocks.get(topic, ()))
+            if COMPILED and topic in chunk.blocks:
+                topic_batches.compress()
             made.append(topic_batches)
         return made
 

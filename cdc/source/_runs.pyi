@@ -1,4 +1,4 @@
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from cdc.source.events import Table
@@ -15,7 +15,6 @@ class Target:
     def __init__(
         self, headers: tuple[str, str], timestamp: int, position: bytes, vector: bytes, tail: bytes, end: bytes
     ) -> None: ...
-    def packed(self, rows: list[Any], start: int, skip: Collection[bytes], head: bytes) -> int: ...
     def bound(self, records: list[Any], ordinal: int, rows: int, room: int, limit: int) -> None: ...
 
 class Run:
@@ -38,3 +37,6 @@ class Result(Run):
     def rows(
         self, get: Callable[[int, int], bytes | None], count: int, version: int, rows: list[tuple[bytes, bytes, Any]]
     ) -> int: ...
+    def copied(
+        self, get: Callable[[int], tuple[int, Any]], version: int, pieces: list[bytes]
+    ) -> tuple[int, int, bytes, int]: ...

@@ -7,11 +7,12 @@ and the ordinary path, which knows everything, is asked. So nothing here raises 
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy
 
 from cdc.errors import DecodeError
+from cdc.source.copy_text import NO_LINE, unescaped
 
 cdef extern from "string.h" nogil:
     void *memmem(const void *haystack, size_t haystacklen, const void *needle, size_t needlelen)
@@ -28,6 +29,8 @@ cdef struct Piece:
     bint quoted
 
 cdef const char *SCHEMA = b',"schema":"'  # no name can contain it: inside a JSON string its quotes would be escaped
+cdef enum:
+    SIZES = 12  # bytes before a flat row: three sizes
 cdef int HEADER = 25  # 'w', start LSN, end LSN, clock
 
 
@@ -90,27 +93,6 @@ cdef class Target:
     def bound(self, list records, long long ordinal, Py_ssize_t rows, Py_ssize_t room, Py_ssize_t limit):
         """Before a run: the list to fill, the last ordinal given, and how much may come."""
         self.records, self.ordinal, self.rows, self.room, self.limit, self.nbytes = records, ordinal, rows, room, limit, 0
-
-    def packed(self, list rows, Py_ssize_t start, skip, bytes head):
-        """Records of a snapshot's `(key, body, …)` from `start` on, without the keys to skip, up to one that is too
-        large: the index of that one."""
-        cdef bytes key, body
-        while start < len(rows):
-            key, body = rows[start][0], rows[start][1]
-            if key not in skip and not self.whole(key, head, body):
-                break
-            start += 1
-        return start
-
-    cdef bint whole(self, bytes key, bytes head, bytes body) except -1:
-        """False when the record is too large for the ordinary way not to look at it."""
-        cdef char digits[24]
-        cdef int width = _decimal(self.ordinal + 1, digits)
-        cdef bytes value = self.blank(key, PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(body) + width)
-        if value is None:
-            return False
-        self.close(key, value, _put(_put(PyBytes_AS_STRING(value), head), body), digits, width)
-        return True
 
     cdef bint add(self, Layout layout, bytes head, Piece *pieces) except -1:
         """The same from pieces."""
@@ -281,13 +263,18 @@ cdef class PgoutputRun(Run):
 
 
 cdef class Result(Run):
-    """Rows of a query's result in PostgreSQL's text, for a snapshot."""
+    """Rows in PostgreSQL's text: of a query's result, or of COPY."""
+
+    cdef char *flat
+    cdef Py_ssize_t room
+
+    def __dealloc__(self):
+        free(self.flat)
 
     def rows(self, get, Py_ssize_t count, int version, list rows):
         """Appends `(key, the row's JSON without its braces, the value of the column `version`)` for each row; the last
         is None for version -1. `get(row, column)` gives text or None. The size of all. Raises DecodeError."""
         cdef Py_ssize_t size = 0, row
-        cdef Piece *piece
         cdef bytes key, body
         cdef list kept = []
         cdef int column
@@ -295,18 +282,105 @@ cdef class Result(Run):
             kept.clear()
             for column in range(self.columns):
                 text = get(row, column)
-                kept.append(text)
-                piece = self.pieces + <int>self.places[column]
                 if text is None:
-                    piece.at, piece.size, piece.quoted = b"null", 4, False
-                elif not self.note(column, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), kept):
-                    self.calls[column](text)  # raises what was wrong
-                    raise DecodeError("a codec gave no bytes")
+                    self.nothing(column)
+                else:
+                    kept.append(text)
+                    self.value(column, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), kept)
             key = _joined(self.layout.key_literals, self.pieces, self.layout.key)
             body = _joined(self.layout.row_literals, self.pieces, None)
             size += PyBytes_GET_SIZE(body)
             rows.append((key, body, self.piece(version) if version >= 0 else None))
         return size
+
+    def copied(self, get, int version, list pieces):
+        """Lines of COPY that are here already, appended to `pieces` as flat rows (kafka/block.py). Returns how many, the
+        bytes of the longest key and body, the last line and what `get(1)` said then. Raises DecodeError."""
+        cdef Py_ssize_t used = 0, rows = 0, longest = 0, size
+        cdef Py_buffer view
+        cdef list kept = []
+        cdef object last = b""
+        while True:
+            count, data = get(1)
+            if count <= 0:
+                break
+            kept.clear()
+            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+            try:
+                self.line(<const char *>view.buf, view.len, kept)
+                size = self.put(used, version)
+            finally:
+                PyBuffer_Release(&view)
+            used += SIZES + size
+            if version >= 0:
+                used += (<uint32_t *>(self.flat + used - SIZES - size))[2]
+            longest = max(longest, size)
+            rows += 1
+            last = data
+        if rows:
+            pieces.append(PyBytes_FromStringAndSize(self.flat, used))
+        return rows, longest, bytes(last), count
+
+    cdef int line(self, const char *at, Py_ssize_t size, list kept) except -1:
+        """Cells to pieces."""
+        cdef const char *end = at + size - 1
+        cdef const char *stop
+        cdef int column
+        if size < 1 or end[0] != c"\n":
+            raise DecodeError(NO_LINE)
+        for column in range(self.columns):
+            stop = <const char *>memchr(at, c"\t", end - at)
+            if (stop is NULL) != (column == self.columns - 1):
+                raise DecodeError(NO_LINE)
+            if stop is NULL:
+                stop = end
+            if stop - at == 2 and at[0] == c"\\" and at[1] == c"N":
+                self.nothing(column)
+            elif memchr(at, c"\\", stop - at) is NULL:
+                self.value(column, at, stop - at, kept)
+            else:
+                text = unescaped(at[:stop - at])
+                kept.append(text)
+                self.value(column, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), kept)
+            at = stop + 1
+        return 0
+
+    cdef Py_ssize_t put(self, Py_ssize_t used, int version) except -1:
+        """The pieces as a flat row; the bytes of its key and body."""
+        cdef Py_ssize_t key = _joined_size(self.layout.key_literals, self.pieces, self.layout.key)
+        cdef Py_ssize_t body = _joined_size(self.layout.row_literals, self.pieces, None), vector = 0
+        cdef Piece *piece = self.pieces + version
+        cdef uint32_t *sizes
+        cdef char *to
+        if version >= 0:
+            vector = piece.size + 2 * piece.quoted
+        self.grow(used + SIZES + key + body + vector)
+        sizes = <uint32_t *>(self.flat + used)
+        sizes[0], sizes[1], sizes[2] = <uint32_t>key, <uint32_t>body, <uint32_t>vector
+        to = _join(self.flat + used + SIZES, self.layout.key_literals, self.pieces, self.layout.key)
+        to = _join(to, self.layout.row_literals, self.pieces, None)
+        if version >= 0:
+            _put(to, self.piece(version))
+        return key + body
+
+    cdef int grow(self, Py_ssize_t size) except -1:
+        cdef void *flat
+        if size > self.room:
+            flat = realloc(self.flat, 2 * size)
+            if flat is NULL:
+                raise MemoryError
+            self.flat, self.room = <char *>flat, 2 * size
+        return 0
+
+    cdef void nothing(self, int column) noexcept:
+        cdef Piece *piece = self.pieces + <int>self.places[column]
+        piece.at, piece.size, piece.quoted = b"null", 4, False
+
+    cdef int value(self, int column, const char *at, Py_ssize_t size, list kept) except -1:
+        if not self.note(column, at, size, kept):
+            self.calls[column](at[:size])  # raises what was wrong
+            raise DecodeError("a codec gave no bytes")
+        return 0
 
     cdef bytes piece(self, int place):
         cdef Piece *piece = self.pieces + place

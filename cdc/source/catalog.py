@@ -88,13 +88,22 @@ class Catalog:
         """SQL for each column's text, as the codecs take it, from the table as it is now (a renamed column by its new
         name, a dropped one as NULL). Some casts to text differ from the type's output (bool, char(n), inet): format()
         gives the output."""
+        return [_NOTHING if now is None else self._text(now.name, now.type_oid) for now in self._now(table)]
+
+    @_locked
+    def copy_columns(self, table: Table) -> list[sql.Composable]:
+        """The same for COPY, whose text is the types' output without any cast."""
+        return [_NOTHING if now is None else sql.Identifier(now.name) for now in self._now(table)]
+
+    def _now(self, table: Table) -> list[Attribute | None]:
+        """Each of its columns as it is called now."""
         oid, _ = self._origins[id(table)]
         relation = self.refresh(oid)
         seen: Seen = tuple((column.name, column.type_oid) for column in table.columns)
         found = {} if relation is None else self._today(relation, seen, guess=False)
         if any((now := found.get(name)) is None or (now.name, now.type_oid) != (name, kind) for name, kind in seen):
             self.generation += 1
-        return [self._text(now.name, now.type_oid) if (now := found.get(name)) else _NOTHING for name, _ in seen]
+        return [found.get(name) for name, _ in seen]
 
     @_locked
     def server_encoding(self) -> str:

@@ -14,6 +14,7 @@ import msgspec
 from cdc import __version__
 from cdc.envelope import POSITION_HEADER, VERSION_HEADER
 from cdc.errors import MALFORMED, DecodeError, PreconditionError
+from cdc.kafka.block import Block, Rows
 from cdc.metrics import READER_FILLED
 from cdc.source.events import Fragment, Table
 from cdc.source.runs import COMPILED, Packed, compiled
@@ -84,16 +85,26 @@ class Envelope:
         value = b'{"op":"t","before":null,"after":null' + tail.replace(b'"below":null', b'"below":%b' % _json(below), 1)
         return value, self.headers(ordinal, self._default)
 
+    def block(self, rows: Rows, after: int) -> Block | None:
+        """Rows of a snapshot, all at once; None where they have version vectors of their own."""
+        if self._column is not None:
+            return None
+        tail, end = self._ends()
+        names, position = (POSITION_HEADER, VERSION_HEADER), self._position[:_FIXED]
+        return Block(rows, after, self.timestamp_ms, SNAPSHOT_HEAD, tail, end, names, position, self._default)
+
+    def _ends(self) -> tuple[bytes, bytes]:
+        """What follows a row's columns, before and behind the ordinal."""
+        before, _, after = self._tail.rpartition(b"%d")
+        return b"}" + before % (self._default, b"[]"), after % ()
+
     @property
     def target(self) -> Any:
         """Where runs put records (see runs.py): None without the compiled half, or where rows have version vectors."""
         if self._target is None and COMPILED and self._column is None:
-            before, _, after = self._tail.rpartition(b"%d")
             names = (POSITION_HEADER, VERSION_HEADER)
-            tail = b"}" + before % (self._default, b"[]")
-            self._target = compiled.Target(
-                names, self.timestamp_ms, self._position[:_FIXED], self._default, tail, after % ()
-            )
+            position = self._position[:_FIXED]
+            self._target = compiled.Target(names, self.timestamp_ms, position, self._default, *self._ends())
         return self._target
 
     def headers(self, ordinal: int, vector: bytes) -> Headers:

@@ -11,30 +11,46 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 
+from cdc.errors import DecodeError
+from cdc.kafka.block import Packed, flat
+from cdc.source.copy_text import NO_LINE, cells
 from cdc.source.events import NULL, Fragment, Run, Table
 from cdc.source.types import floating, integer, numeric, string
 
 try:
     from cdc.source import _runs as compiled
 except ImportError:  # no compiler where it was installed
-    COMPILED = False
+    compiled, COMPILED = cast(Any, None), False
 else:
     COMPILED = not os.environ.get("CDC_PURE_PYTHON")
 
 __all__ = [
-    "COMPILED", "HOWS", "Item", "Packed", "Way", "compiled", "literals", "packed", "pgoutput_run", "result_reader",
-    "wal2json_run",
+    "COMPILED", "HOWS", "CopyReader", "Item", "Packed", "Taken", "Way", "compiled", "copy_reader", "literals", "packed",
+    "pgoutput_run", "result_reader", "wal2json_run",
 ]  # fmt: skip
 _MARKS = re.compile(rb"%%|%b")
 Convert = Callable[[bytes], Any]
 Get = Callable[[int, int], bytes | None]  # row, column → PostgreSQL's text
-Packed = tuple[bytes, bytes, Any]  # key, the row's JSON without its braces, the fragment of its version vector or None
 ResultReader = Callable[[Get, int, list[Packed]], int]  # text, rows, where to append them → their size in bytes
+Take = Callable[[int], tuple[int, Any]]  # libpq's get_copy_data
 HOWS: dict[Convert, str] = {string: "text", integer: "integer", floating: "number", numeric: "quoted"}
+
+
+class Taken(NamedTuple):
+    """Lines of COPY that were there: how many, the bytes of the longest key and body, the last one, and what
+    get_copy_data said then (0: nothing more yet, -1: the end)."""
+
+    rows: int
+    largest: int
+    last: bytes
+    answer: int
+
+
+CopyReader = Callable[[Take, list[bytes]], Taken]  # appends flat rows (cdc/kafka/block.py) to a list
 
 
 class Item(Protocol):
@@ -88,26 +104,62 @@ def result_reader(table: Table) -> ResultReader:
     version = -1 if table.version_index is None else table.version_index
     if not COMPILED:
         return lambda get, count, rows: _read(table, get, count, rows)
-    ways = [Way(place, HOWS.get(column.codec, "call"), column.codec) for place, column in enumerate(table.columns)]
-    result = compiled.Result(_layout(table), b"", *_columns(ways))
+    result = _result(table)
     return lambda get, count, rows: result.rows(get, count, version, rows)
 
 
+def copy_reader(table: Table) -> CopyReader:
+    """What reads lines of COPY with the table's columns, in their order."""
+    version = -1 if table.version_index is None else table.version_index
+    if not COMPILED:
+        return lambda get, pieces: _copied(table, get, pieces)
+    result = _result(table)
+    return lambda get, pieces: Taken(*result.copied(get, version, pieces))
+
+
+def _result(table: Table) -> Any:
+    ways = [Way(place, HOWS.get(column.codec, "call"), column.codec) for place, column in enumerate(table.columns)]
+    return compiled.Result(_layout(table), b"", *_columns(ways))
+
+
+def _copied(table: Table, get: Take, pieces: list[bytes]) -> Taken:
+    found: list[bytes] = []
+    largest, line = 0, b""
+    while True:
+        count, data = get(1)
+        if count <= 0:
+            break
+        line = bytes(data)
+        texts = cells(line)
+        if len(texts) != len(table.columns):
+            raise DecodeError(NO_LINE)
+        row = packed(table, _fragments(table, texts))
+        found.append(flat(row))
+        largest = max(largest, len(row[0]) + len(row[1]))
+    if found:
+        pieces.append(b"".join(found))
+    return Taken(len(found), largest, line, count)
+
+
+def _fragments(table: Table, texts: Sequence[bytes | None]) -> list[Fragment]:
+    codecs = [column.codec for column in table.columns]
+    return [NULL if text is None else codec(text) for codec, text in zip(codecs, texts, strict=True)]
+
+
 def _read(table: Table, get: Get, count: int, rows: list[Packed]) -> int:
-    codecs, size = [column.codec for column in table.columns], 0
+    size = 0
     for row in range(count):
-        values = [get(row, column) for column in range(len(codecs))]
-        cells = [NULL if value is None else codec(value) for codec, value in zip(codecs, values, strict=True)]
-        rows.append(packed(table, cells))
+        texts = [get(row, column) for column in range(len(table.columns))]
+        rows.append(packed(table, _fragments(table, texts)))
         size += len(rows[-1][1])
     return size
 
 
-def packed(table: Table, cells: Sequence[Fragment]) -> Packed:
+def packed(table: Table, row: Sequence[Fragment]) -> Packed:
     """A whole row as a snapshot keeps it."""
-    version = None if table.version_index is None else cells[table.version_index]
-    key = table.key_template % tuple([cells[place] for place in table.key])
-    return key, table.row_template % tuple(cells), version
+    version = None if table.version_index is None else row[table.version_index]
+    key = table.key_template % tuple([row[place] for place in table.key])
+    return key, table.row_template % tuple(row), version
 
 
 def _columns(ways: Sequence[Way]) -> tuple[tuple[int, ...], tuple[str, ...], tuple[Convert | None, ...]]:

@@ -18,28 +18,32 @@ from typing import Any
 
 import msgspec
 import psycopg
-from psycopg import Connection, pq, sql
+from psycopg import Connection, sql
 
 from cdc.config import Config
 from cdc.failpoint import failpoint
+from cdc.kafka.block import Rows
 from cdc.kafka.progress import SnapshotState
 from cdc.log import get
 from cdc.metrics import SNAPSHOT_ROWS, SNAPSHOT_RUNNING
 from cdc.source.beside import beside, opened
 from cdc.source.connection import connect, connect_error
+from cdc.source.copy_text import cells
+from cdc.source.copying import copied
 from cdc.source.events import MESSAGE_PREFIX, Table
-from cdc.source.runs import Packed, result_reader
+from cdc.source.runs import copy_reader
 from cdc.source.visibility import parse_shot
 from cdc.source.window import Chunk, Name
 
 log = get(__name__)
-CHUNK_BYTES = 8 << 20  # a chunk of wide rows ends early, so that workers × 8 MiB bound the memory
+CHUNK_BYTES = 4 << 20  # a chunk of wide rows ends early, so that a few times 4 MiB bound the memory
 OnProgress = Callable[[str, int, int], None]  # table, rows written, rows estimated (0: unknown)
 _ESTIMATE = """
 SELECT greatest(sum(greatest(c.reltuples, 0)), 0)::bigint
 FROM pg_partition_tree(%s::regclass) t JOIN pg_class c ON c.oid = t.relid
 """
-FETCH_ROWS = 1000  # a round trip: about 300 kB of small rows
+MOST_BYTES = 2 * CHUNK_BYTES  # rows may be wider than those before them: so many bytes, and no more is waited for
+FIRST_ROWS = 1000  # of a chunk before a row's width is known
 
 
 @dataclass(slots=True)
@@ -93,9 +97,10 @@ class ChunkReader:
     def __init__(self, config: Config, table: Table, expressions: list[sql.Composable], limit: int) -> None:
         self._connection = connect(config.postgres, name="memory-cdc snapshot")
         self._table, self._limit = table, limit
-        self._decode = result_reader(table)
+        self._read_lines = copy_reader(table)
         self._keys = [table.columns[i] for i in table.key]
-        self._select = sql.SQL(", ").join([*expressions, *self._key_texts()])
+        self._select = sql.SQL(", ").join(expressions)
+        self._most = FIRST_ROWS
 
     def close(self) -> None:
         """Ends the connection."""
@@ -145,43 +150,35 @@ class ChunkReader:
     def _read(self, span: Span, name: Name, chunk_id: str) -> Chunk:
         connection = self._connection
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        try:
-            shot = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
-            assert shot is not None
-            rows, last, cut = self._rows(span)
-        finally:
-            connection.execute("ROLLBACK")
+        shot = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
+        assert shot is not None
+        rows, last, cut = self._rows(span)
+        connection.execute("ROLLBACK")
         final = span.upto is None and not cut
         return Chunk(chunk_id, name, self._table, rows, parse_shot(shot[0]), last, final, not cut)
 
-    def _rows(self, span: Span) -> tuple[list[Packed], list[str] | None, bool]:
-        """`(rows, key of the last one, whether the byte limit cut them short)`."""
-        query = sql.SQL("DECLARE chunk NO SCROLL CURSOR FOR SELECT {} FROM {} WHERE {} ORDER BY {}").format(
-            self._select, self._from(), self._where(span), self._order()
+    def _rows(self, span: Span) -> tuple[Rows, list[str] | None, bool]:
+        """`(rows, key of the last one, whether a limit cut them short)`."""
+        limit = min(self._most, self._limit + 1)
+        query = sql.SQL("COPY (SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT {}) TO STDOUT").format(
+            self._select, self._from(), self._where(span), self._order(), sql.Literal(limit)
         )
-        self._connection.execute(query)
-        rows: list[Packed] = []
-        last, size = None, 0
-        while size < CHUNK_BYTES:
-            result = self._connection.execute(b"FETCH %d FROM chunk" % FETCH_ROWS).pgresult
-            assert result is not None
-            if result.ntuples:
-                size += self._decode(result.get_value, result.ntuples, rows)
-                last = self._last(result)
-            if result.ntuples < FETCH_ROWS:
-                return rows, last, False
-        return rows, last, True
+        found = copied(self._connection, query.as_bytes(self._connection), self._read_lines, MOST_BYTES)
+        if not found.rows.count:
+            return found.rows, None, False
+        self._most = CHUNK_BYTES // (found.rows.nbytes // found.rows.count) + 1
+        return found.rows, self._key(found.last), not found.whole or found.rows.count == limit
 
-    def _last(self, result: pq.abc.PGresult) -> list[str]:
-        width = len(self._table.columns)
-        cells = [result.get_value(result.ntuples - 1, width + i) for i in range(len(self._keys))]
-        return [(cell or b"").decode() for cell in cells]
+    def _key(self, line: bytes) -> list[str]:
+        """Texts of the key's columns."""
+        texts = cells(line)
+        return [(texts[place] or b"").decode() for place in self._table.key]
 
     def _key_texts(self) -> list[sql.Composable]:
         return [sql.SQL("{}::text").format(sql.Identifier(c.name)) for c in self._keys]
 
     def _order(self) -> sql.Composable:
-        """The key, qualified: a bare name would mean the output column of that name, which is text, and sort 10 < 9."""
+        """The key, qualified: a bare name would mean the output column of that name, maybe text, and sort 10 < 9."""
         names = [sql.Identifier(self._table.schema, self._table.name, c.name) for c in self._keys]
         return sql.SQL(", ").join(names)
 

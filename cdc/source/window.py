@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from cdc.kafka.block import Rows
 from cdc.source.events import Table
-from cdc.source.runs import Packed
 from cdc.source.visibility import Shot
 
 Name = tuple[str, str]
@@ -36,7 +36,7 @@ class Chunk:
     id: str
     name: Name
     table: Table
-    rows: list[Packed]
+    rows: Rows
     shot: Shot
     last_key: list[str] | None  # text of the last row's key, None when the table ends here
     final: bool  # nothing of the table comes after it

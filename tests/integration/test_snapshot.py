@@ -10,7 +10,8 @@ import pytest
 
 from cdc.embedded import Endpoints
 from cdc.envelope import MARKER_KEYS, decode_key
-from cdc.source import snapshot
+from cdc.source import copying, snapshot
+from cdc.source.patience import PatientConnection
 from cdc.source.window import Chunk
 from tests.comparison import assert_equal_everywhere, assert_in_order, by_id, rows_of, table_dump, topic_rows
 from tests.pipeline import COLUMNS, MEMORIES, Running, config_of, emit, pipeline, reading, source, written
@@ -42,8 +43,9 @@ async def test_a_change_between_reading_and_placing_is_newer(
     close_window = snapshot.ChunkReader.close_window
 
     def late(reader: snapshot.ChunkReader, chunk: Chunk) -> None:
-        if chunk.rows:
-            first, last = (decode_key(row[0])["id"] for row in (chunk.rows[0], chunk.rows[-1]))
+        keys = [decode_key(key)["id"] for key, _, _ in chunk.rows]
+        if keys:
+            first, last = keys[0], keys[-1]
             with source(config) as connection:
                 connection.execute("UPDATE memories SET who = 'newer' WHERE id = %s", [first])
                 connection.execute("DELETE FROM memories WHERE id = %s", [last])
@@ -177,7 +179,7 @@ async def test_wide_rows_end_a_chunk_early(
     servers: Endpoints, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshot, "CHUNK_BYTES", 20_000)
-    monkeypatch.setattr(snapshot, "FETCH_ROWS", 2)
+    monkeypatch.setattr(snapshot, "FIRST_ROWS", 2)
     config = config_of(servers, dsn, tmp_path, postgres={"snapshot_chunk_rows": 50, "snapshot_workers": 3})
     with source(config) as connection:
         connection.execute(MEMORIES)
@@ -191,6 +193,33 @@ async def test_wide_rows_end_a_chunk_early(
     assert len(records) == 300
     assert len({record.position[:24] for record in records}) >= 300 * 3000 // (20_000 + 2 * 3000)
     assert by_id(topic_rows(records, COLUMNS)) == by_id(rows_of(config))
+
+
+async def test_rows_that_grow_wide_are_not_waited_for(
+    servers: Endpoints, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those before them said that 7,000 of them fit."""
+    stopped: list[int] = []
+    stop = copying._stop
+
+    def counted(connection: PatientConnection) -> None:
+        stopped.append(1)
+        stop(connection)
+
+    monkeypatch.setattr(copying, "_stop", counted)
+    monkeypatch.setattr(snapshot, "CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr(snapshot, "MOST_BYTES", 2 << 20)
+    config = config_of(servers, dsn, tmp_path, postgres={"snapshot_chunk_rows": 7000, "snapshot_workers": 2})
+    with source(config) as connection:
+        connection.execute(MEMORIES)
+        connection.execute(fill(3000, "CASE WHEN n < 2000 THEN 'n' ELSE repeat('w', 50000) END"))
+    async with reading(config) as reader:
+        await written(config, reader, lambda p: NAME in p.snapshots and p.snapshots[NAME].done)
+    records = await table_dump(config)
+    assert_in_order(records)
+    assert len(records) == 3000
+    assert by_id(topic_rows(records, COLUMNS)) == by_id(rows_of(config))
+    assert stopped
 
 
 async def test_asked_for_by_message_and_not_forgotten(servers: Endpoints, dsn: str, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from cdc.assembler import Assembler
 from cdc.assembly import Assembly
 from cdc.config import Config, parse
 from cdc.errors import GapError
+from cdc.kafka.block import Rows
+from cdc.kafka.chunk import Outgoing
 from cdc.kafka.progress import Progress, SnapshotState
 from cdc.position import decode_position
 from cdc.source.events import MESSAGE_PREFIX, UNCHANGED, Begin, Column, Commit, Event, Message, Row, Table, Truncate
@@ -70,10 +72,20 @@ def feed(target: Assembler, *transactions: list[Event]) -> Assembly:
     return target.take()
 
 
+def records(chunk: Assembly, topic: str = TOPIC) -> list[Outgoing]:
+    """Those of blocks among them."""
+    found: list[Outgoing] = []
+    start, listed = 0, chunk.records.get(topic, [])
+    for index, block in chunk.blocks.get(topic, []):
+        found += [*listed[start:index], *block.records()]
+        start = index
+    return [*found, *listed[start:]]
+
+
 def places(chunk: Assembly) -> list[tuple[Any, ...]]:
     """(LSN, ordinal, op or None, key) of each record."""
     found = []
-    for key, value, _timestamp, headers in chunk.records.get(TOPIC, []):
+    for key, value, _timestamp, headers in records(chunk):
         position = decode_position(dict(headers)["cdc.pos"])
         op = json.loads(value)["op"] if value else None
         found.append((position.commit_lsn, position.ordinal, op, json.loads(key).get("id")))
@@ -158,7 +170,7 @@ class Offering:
     """A snapshot chunk on its way through an assembler."""
 
     def __init__(self, target: Assembler, rows: Sequence[int], running: frozenset[int] = frozenset()) -> None:
-        content = [packed(TABLE, [b"%d" % n, b'"s"']) for n in rows]
+        content = Rows.of(packed(TABLE, [b"%d" % n, b'"s"']) for n in rows)
         self.chunk = Chunk("c", NAME, TABLE, content, Shot(1000, running), [str(rows[-1])], True, True)
         self.answer = target.offer(self.chunk, TableSnapshot(NAME, SnapshotState()), 0)
 
@@ -230,9 +242,8 @@ def test_spans_done_out_of_order_wait_for_those_before() -> None:
     table = TableSnapshot(NAME, SnapshotState())
 
     def done(number: int, rows: int, *, whole: bool = True, final: bool = False) -> SnapshotState:
-        chunk = Chunk(
-            "c", NAME, TABLE, [(b"", b"", None)] * rows, Shot(1000, frozenset()), [f"{number}.{rows}"], final, whole
-        )
+        content = Rows.of([(b"", b"", None)] * rows)
+        chunk = Chunk("c", NAME, TABLE, content, Shot(1000, frozenset()), [f"{number}.{rows}"], final, whole)
         return table.advance(number, chunk)
 
     assert done(1, 3, whole=False) == SnapshotState()  # a part of a span whose turn has not come

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,21 +16,22 @@ from cdc.assembler import Assembler
 from cdc.config import parse
 from cdc.dead_letter import TIME
 from cdc.errors import CdcError, DecodeError
+from cdc.kafka.block import Rows
 from cdc.oversized import Oversized
 from cdc.source import runs
 from cdc.source.events import Column, Decoder, Table
 from cdc.source.rows import Envelope
-from cdc.source.runs import COMPILED, Packed, literals, result_reader
+from cdc.source.runs import COMPILED, Packed, copy_reader, literals, result_reader
 from cdc.source.types import boolean, floating, integer, numeric, string
 from tests.unit.frames.record import recorded
 from tests.unit.mutation import mutated
-from tests.unit.test_assembler import HIGH, LOW, TOPIC, Offering, assembler, feed, put, transaction
+from tests.unit.test_assembler import HIGH, LOW, Offering, assembler, feed, put, records, transaction
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="the compiled half is not there: everything goes the ordinary way")
 FRAMES = {plugin: recorded(plugin)[0] for plugin in ("wal2json", "pgoutput")}
 TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12),
-    st.sampled_from(["", "plain", 'q"', "back\\slash", "new\nline", "é", "\x7f", "null"]),
+    st.sampled_from(["", "plain", 'q"', "back\\slash", "new\nline", "tab\t\\N", "é", "\x7f", "null"]),
 )
 
 
@@ -174,17 +177,18 @@ RESULT = Table(
 )  # fmt: skip
 
 
-@given(
-    rows=st.lists(
-        st.tuples(
-            st.integers().map(str), TEXTS, *[st.none() | strategy for strategy in (
-                st.sampled_from(["1.50", "NaN", "-7"]), st.sampled_from(["0.5", "1e+20", "Infinity"]),
-                st.sampled_from(["t", "f"]), TEXTS,
-            )],
-        ),
-        max_size=5,
-    )
+ROWS = st.lists(
+    st.tuples(
+        st.integers().map(str), TEXTS, *[st.none() | strategy for strategy in (
+            st.sampled_from(["1.50", "NaN", "-7"]), st.sampled_from(["0.5", "1e+20", "Infinity"]),
+            st.sampled_from(["t", "f"]), TEXTS,
+        )],
+    ),
+    max_size=5,
 )  # fmt: skip
+
+
+@given(rows=ROWS)
 def test_rows_of_a_query(rows: list[tuple[str | None, ...]]) -> None:
     cells = [[None if value is None else value.encode() for value in row] for row in rows]
     found: list[Packed] = []
@@ -205,6 +209,49 @@ def test_a_row_that_no_server_writes(bad: bytes) -> None:
             read(lambda row, column: bad, 1, [])
 
 
+def line(row: tuple[str | None, ...]) -> bytes:
+    """As COPY writes it (copyto.c, CopyAttributeOutText)."""
+    marks = {"\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
+    cells = ["\\N" if value is None else "".join(marks.get(c, c) for c in value) for value in row]
+    return "\t".join(cells).encode() + b"\n"
+
+
+def lines(given: list[bytes]) -> Callable[[int], tuple[int, Any]]:
+    """libpq's get_copy_data: all of them, then nothing yet."""
+    rest = iter(given)
+
+    def get(_async: int) -> tuple[int, Any]:
+        found = next(rest, b"")
+        return len(found), memoryview(found)
+
+    return get
+
+
+@pytest.mark.parametrize("version", [None, 5])
+@given(rows=ROWS)
+def test_lines_of_copy(version: int | None, rows: list[tuple[str | None, ...]]) -> None:
+    table = replace(RESULT, version_index=version)
+    given = [line(row) for row in rows]
+    found: list[bytes] = []
+    wanted: list[bytes] = []
+    taken = copy_reader(table)(lines(given), found)
+    assert taken == runs._copied(table, lines(given), wanted)
+    assert found == wanted
+    objects: list[Packed] = []
+    cells = [[None if value is None else value.encode() for value in row] for row in rows]
+    runs._read(table, lambda row, column: cells[row][column], len(rows), objects)
+    assert list(Rows(found, len(rows), 0)) == objects
+
+
+@pytest.mark.parametrize(
+    "bad", [b"\n", b"1\t2\n", b"1\t2\t3\t4\tt\t6\t7\n", b"1\t2\t3\t4\tt\t6", b"x\t2\t3\t4\tt\t6\n"]
+)
+def test_a_line_that_no_server_writes(bad: bytes) -> None:
+    for read in (copy_reader(RESULT), partial(runs._copied, RESULT)):
+        with pytest.raises(DecodeError):
+            read(lines([bad]), [])
+
+
 LETTERS = "memories.cdc.dead-letters.reader"
 
 
@@ -217,14 +264,14 @@ def placed(limit: int) -> Any:
     rows = Offering(to, range(90, 110))  # keys of two lengths, so that a limit can lie between
     chunk = feed(to, transaction(20, LOW), transaction(25, put(95)), transaction(30, HIGH))
     letters = [[pair for pair in record[3] if pair[0] != TIME] for record in chunk.records.pop(LETTERS, [])]
-    return chunk.records, letters, chunk.count, chunk.nbytes, chunk.ops, rows.answer.done()
+    return records(chunk), letters, chunk.count, chunk.nbytes, chunk.ops, rows.answer.done()
 
 
 async def test_a_snapshots_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = sorted(len(key) + len(value) for key, value, _, _ in placed(1 << 20)[0][TOPIC] if value is not None)
+    sizes = sorted(len(key) + len(value) for key, value, _, _ in placed(1 << 20)[0] if value is not None)
     limits = (1 << 20, sizes[-1] - 1, sizes[0], sizes[0] - 1)
     found = [placed(limit) for limit in limits]
-    monkeypatch.setattr(Envelope, "target", None)
+    monkeypatch.setattr(Envelope, "block", lambda *_: None)
     assert [placed(limit) for limit in limits] == found
     set_aside = [len(letters) for _, letters, *_ in found]
     assert set_aside[0] == 0 < set_aside[1] < set_aside[3]
