@@ -18,10 +18,11 @@ def ask(config: Config, work: Coroutine[object, object, T]) -> T:
 
     log.configure("cdc", quiet=True)
     _quiet()
-    return asyncio.run(_translated(config, work))
+    return asyncio.run(translated(config, work))
 
 
-async def _translated(config: Config, work: Coroutine[object, object, T]) -> T:
+async def translated(config: Config, work: Coroutine[object, object, T]) -> T:
+    """The coroutine's result, in whatever loop. Raises CdcError."""
     import redis.exceptions
     from aiokafka.errors import KafkaConnectionError, KafkaError
 

@@ -29,13 +29,17 @@ def gateway(context: typer.Context) -> None:
 
 async def _serve(config: Config) -> None:
     from cdc import listening
+    from cdc.commands.gateway_jobs import Desk
     from cdc.commands.gateway_source import PostgresSource
     from cdc.commands.gateway_stores import IndexView, RedisView
     from cdc.commands.index_client import RemoteIndex
     from cdc.commands.stopping import on_signal
+    from consumers.gateway.admin import Gate
     from consumers.gateway.app import create_app
+    from consumers.gateway.keys import AdminKey, Rate
     from consumers.gateway.parts import Parts
     from consumers.gateway.server import GatewayServer
+    from consumers.gateway.stats import Statistics
     from consumers.gateway.timeline import Timeline
     from consumers.redis import RedisStore
 
@@ -54,12 +58,17 @@ async def _serve(config: Config) -> None:
             index=index,
             timeline=timeline,
         )
+        statistics = Statistics(parts)
+        desk, settings = Desk(config, statistics), config.gateway
+        key = settings.admin_key.get_secret_value() if settings.admin_key else None
+        app = create_app(parts, statistics, desk, Gate(desk, AdminKey(key), Rate(settings.admin_per_minute)))
         try:
-            async with GatewayServer(create_app(parts), config.gateway.host, config.gateway.port) as server:
+            async with GatewayServer(app, config.gateway.host, config.gateway.port) as server:
                 listening.announce("clients are answered", config.gateway.host, server.port)
                 with on_signal(stop.set):
                     await _until(stop, timeline)
         finally:
+            await desk.close()
             source.close()
             await store.close()
 

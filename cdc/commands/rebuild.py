@@ -38,9 +38,9 @@ def rebuild(
         return
     since = _since(from_offset, from_time)
     with _bar(store, hidden=as_json and not sys.stderr.isatty()) as on_progress:
-        report = ask(config, _rebuild(config, store, since, on_progress))
+        report = ask(config, fill_anew(config, store, since, on_progress))
     if as_json:
-        typer.echo(json.dumps(_document(store, report), ensure_ascii=False))
+        typer.echo(json.dumps(document(store, report), ensure_ascii=False))
     else:
         _show(store, report)
 
@@ -59,7 +59,8 @@ def _since(offset: int | None, time: str | None) -> Since | None:
     return Since(time_ms=int(moment.timestamp() * 1000))  # without a zone it is this machine's
 
 
-async def _rebuild(config: Config, name: str, since: Since | None, on_progress: Callable[[Progress], None]) -> Report:
+async def fill_anew(config: Config, name: str, since: Since | None, on_progress: Callable[[Progress], None]) -> Report:
+    """`since` None: a shadow, verified and swapped in; else the live store from there on. Raises CdcError."""
     from cdc.commands.index_client import RemoteIndex
     from cdc.garbage import collect_rarely
     from consumers.faiss import FaissStore
@@ -107,7 +108,8 @@ def _bar(store: str, *, hidden: bool) -> Iterator[Callable[[Progress], None]]:
         yield on_progress
 
 
-def _document(store: str, report: Report) -> dict[str, Any]:
+def document(store: str, report: Report) -> dict[str, Any]:
+    """For scripts."""
     counts = {
         table: {"rebuilt": rebuilt, "topics": topics, "replaced": live}
         for table, (rebuilt, topics, live) in report.counts.items()

@@ -1,1 +1,1 @@
-"""HTTP: search and statistics."""
+"""HTTP: the gateway, which clients ask, and the service of the index, which the gateway asks."""

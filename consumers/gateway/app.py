@@ -14,9 +14,10 @@ from pydantic import BaseModel
 
 from cdc import __version__
 from cdc.errors import CdcError
+from consumers.gateway.admin import Administration, Gate, administration
 from consumers.gateway.memories import memories
 from consumers.gateway.parts import Parts
-from consumers.gateway.refusals import HANDLERS
+from consumers.gateway.refusals import ANSWERS, HANDLERS
 from consumers.gateway.searching import searching
 from consumers.gateway.stats import Statistics, Stats
 from consumers.gateway.sync import SyncStatus, sync_status
@@ -43,12 +44,11 @@ class Ready(BaseModel):
     dependencies: dict[str, Answer]
 
 
-def create_app(parts: Parts) -> FastAPI:
+def create_app(parts: Parts, statistics: Statistics, work: Administration, gate: Gate) -> FastAPI:
     """The application; serve it with `GatewayServer`, and run `parts.timeline.listen` beside it."""
-    app = FastAPI(title="memory-cdc gateway", version=__version__)
+    app = FastAPI(title="memory-cdc gateway", version=__version__, responses=ANSWERS)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    statistics = Statistics(parts)
 
     @app.get("/health", tags=["state"])
     async def health() -> Alive:
@@ -74,6 +74,8 @@ def create_app(parts: Parts) -> FastAPI:
 
     app.include_router(searching(parts))
     app.include_router(memories(parts))
+    app.state.gate = gate
+    app.include_router(administration(work))
     return app
 
 

@@ -12,6 +12,7 @@ from cdc.errors import CdcError, ConnectError, PreconditionError
 from cdc.position import LSN_PATTERN, MAX_ORDINAL, Position, decode_position, parse_lsn
 from consumers.gateway.models import IndexHit, IndexHits, Query
 from consumers.gateway.parts import Parts, Row
+from consumers.gateway.refusals import Refusal
 
 
 class Question(Query):
@@ -43,7 +44,7 @@ def searching(parts: Parts) -> APIRouter:
     """`POST /search`."""
     router = APIRouter(tags=["search"])
 
-    @router.post("/search")
+    @router.post("/search", responses={412: {"model": Refusal}})
     async def search(question: Question) -> Hits:
         """The nearest records to a text or a vector. 412 when the index does not see `min_lsn` in `wait_seconds`."""
         query = Query.model_validate(question.model_dump(exclude={"min_lsn"}) | await _moment(parts, question))

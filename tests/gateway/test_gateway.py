@@ -5,114 +5,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
-import httpx
 import psycopg
-import pytest
 import redis
 
-from cdc.embedded import Endpoints, Server, Servers
-from cdc.migrations import migrate
-from tests.command_line import CommandLine, free_ports
-from tests.pipeline import settings
+from cdc.embedded import Server
+from tests.command_line import CommandLine
+from tests.gateway_rig import PIPELINE, TABLE, counted, degraded, execute, insert, running, status
 from tests.waiting import until
 
-TABLE = "public.memories"
-TABLES = {
-    TABLE: {
-        "text": "content", "version_column": "version_vector", "user": "user_id", "recency": "updated_at",
-        "redis_key": "memory:{id}",
-    }
-}  # fmt: skip
 ROWS = 1095  # as many as the database held while a health page said 0
-PIPELINE = (("reader",), ("consume", "redis"), ("consume", "faiss"))
-
-
-@pytest.fixture(scope="module")
-def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Server]]:
-    """A Redis of this module's own, to be stopped and emptied: its address, and itself."""
-    own = Servers(tmp_path_factory.mktemp("redis"), only=("redis",), report=print)
-    try:
-        yield own.start().redis_url, own["redis"]
-    finally:
-        own.erase()
-
-
-@pytest.fixture
-def data(servers: Endpoints, dsn: str, own_redis: tuple[str, Server], tmp_path: Path) -> dict[str, Any]:
-    """The canonical table, embedded by the hashing embedder; counts as they are, not as they were."""
-    migrate(dsn)
-    made = settings(servers, dsn, tmp_path, tables=TABLES, faiss={"metric": "cosine"}, **free_ports())
-    made["redis"]["url"], _server = own_redis
-    made["gateway"] |= {"stats_seconds": 0}
-    with redis.Redis.from_url(made["redis"]["url"]) as client:
-        client.flushall()
-    return made
-
-
-@pytest.fixture
-def command(data: dict[str, Any], tmp_path: Path) -> CommandLine:
-    return CommandLine(tmp_path, data)
-
-
-@asynccontextmanager
-async def running(command: CommandLine, data: dict[str, Any], *processes: tuple[str, ...]) -> AsyncIterator[Any]:
-    """These processes and the gateway; a client of it, once it answers."""
-    async with AsyncExitStack() as stack:
-        for arguments in (*processes, ("gateway",)):
-            stack.enter_context(command.running(*arguments))
-        address = f"http://127.0.0.1:{data['gateway']['port']}"
-        client = await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=30, trust_env=False))
-        await until(lambda: answers(client), "the gateway answers")
-        yield client
-
-
-async def answers(client: httpx.AsyncClient) -> bool:
-    try:
-        return (await client.get("/health")).json()["status"] == "alive"
-    except httpx.TransportError:
-        return False
-
-
-async def status(client: httpx.AsyncClient) -> dict[str, Any]:
-    """GET /stats."""
-    answer = await client.get("/stats")
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
-
-
-async def counted(client: httpx.AsyncClient, rows: int) -> bool:
-    """Everything is in step at so many rows."""
-    found = await status(client)
-    places = [found["source"], *found["stores"].values()]
-    counts = [place["tables"] and place["tables"][TABLE]["records"] for place in places]
-    return bool(found["status"] == "ok" and counts == [rows] * 3)
-
-
-async def degraded(client: httpx.AsyncClient) -> bool:
-    return bool((await status(client))["status"] == "degraded")
-
-
-def execute(data: dict[str, Any], statement: str, values: Any = None) -> list[Any]:
-    """On a connection of its own."""
-    with psycopg.connect(data["postgres"]["dsn"], autocommit=True) as connection:
-        cursor = connection.execute(statement.encode(), values)
-        return cursor.fetchall() if cursor.description else []
-
-
-def insert(data: dict[str, Any], number: int) -> list[str]:
-    """Rows of two users; their ids."""
-    rows = execute(
-        data,
-        "INSERT INTO memories (user_id, content) SELECT 'user ' || mod(n, 2), 'memory ' || n"
-        " FROM generate_series(1, %s) n RETURNING id",
-        [number],
-    )
-    return [str(key) for (key,) in rows]
 
 
 async def test_a_health_page_can_not_say_0(command: CommandLine, data: dict[str, Any]) -> None:

@@ -1,0 +1,67 @@
+"""What the gateway's jobs do: the same as the commands of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cdc.commands.rebuild import document, fill_anew
+from cdc.commands.snapshot import request
+from cdc.commands.verify import STORES, compare_all
+from cdc.config import Config
+from consumers.rebuild import Progress
+
+
+@dataclass
+class Report:
+    """How far a job is; written by its work, read by another thread."""
+
+    stage: str | None = None
+    done: int | None = None
+    total: int | None = None
+
+    def say(self, line: str) -> None:
+        """A sentence with figures; an empty one leaves the last."""
+        self.stage = line or self.stage
+
+    def at(self, progress: Progress) -> None:
+        """Of a rebuild."""
+        self.stage, self.done, self.total = progress.phase, progress.done, progress.total
+
+
+Work = Callable[[Config, Mapping[str, Any], Report], Coroutine[Any, Any, dict[str, Any]]]
+
+
+async def refresh_stats(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Nothing: the figures after every job are counted anew."""
+    return {}
+
+
+async def verify(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """How many keys of each kind differ, by store and table."""
+    stores = [arguments["store"]] if "store" in arguments else STORES
+    outcomes = await compare_all(config, stores, arguments.get("table"), report.say)
+    report.done = report.total = sum(outcome.found.rows for outcome in outcomes)
+    found = [{name: len(v) if isinstance(v, list) else v for name, v in o.document().items()} for o in outcomes]
+    return {"equal": all(outcome.equal for outcome in outcomes), "comparisons": found}
+
+
+async def rebuild(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """As `cdc rebuild --json` tells it."""
+    return document(arguments["store"], await fill_anew(config, arguments["store"], None, report.at))
+
+
+async def snapshot(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """How many rows were sent."""
+    rows = await request(config, arguments["table"], report.say)
+    report.done = report.total = rows
+    return {"table": arguments["table"], "rows": rows}
+
+
+WORKS: Mapping[str, Work] = {
+    "refresh-stats": refresh_stats,
+    "verify": verify,
+    "rebuild": rebuild,
+    "snapshot": snapshot,
+}
