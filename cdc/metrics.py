@@ -100,6 +100,17 @@ INDEX_SKIPPED = Counter("cdc_index_unchanged_total", "Vectors not written becaus
 INDEX_RETRAINS = Counter("cdc_index_retrains_total", "Retrainings of the IVF index", ["store"])
 SEARCH_SECONDS = Histogram("cdc_search_seconds", "Time of one search", ["store"], buckets=LAG_BUCKETS)
 
+# verify, where a process does it on a schedule
+VERIFY_RUNS = Counter(
+    "cdc_verify_runs_total", "Comparisons of a store with PostgreSQL, by outcome", ["store", "table", "outcome"]
+)
+VERIFY_LAST = Gauge("cdc_verify_timestamp_seconds", "When the last comparison ended", ["store", "table"])
+VERIFY_SECONDS = Gauge("cdc_verify_seconds", "How long the last comparison took", ["store", "table"])
+VERIFY_ROWS = Gauge("cdc_verify_rows", "Rows the last comparison looked at", ["store", "table"])
+VERIFY_DIFFERENCES = Gauge(
+    "cdc_verify_differences", "Keys that differed in the last comparison, by kind", ["store", "table", "kind"]
+)
+
 
 def serve(host: str, port: int) -> int:
     """Serves `/metrics`; port 0 takes a free one. Returns the port. Raises ConfigError when it is taken."""

@@ -1,31 +1,38 @@
-"""Comparing a store with its source, key by key: what is missing, extra or stale, and nothing that is only on its way.
+"""Comparing a store with its source, key by key: what is missing, extra, stale or different, and nothing that is only
+on its way.
 
-A first pass finds keys that look different; each is then looked at again, closely: read the row at the source, wait
-until the store has applied everything up to now, read the store, read the row again. Only when the row stayed the
-same in between is the difference one. So it may run while writes go on, and needs no lock.
+A first pass reads the source as it was at one moment, after the store has come to that moment, and finds keys that look
+different. Each is then looked at again, closely: read the row at the source, wait until the store has applied
+everything up to now, read the store, read the row again. Only when the row stayed the same in between is the difference
+one. So it may run while writes go on, and needs no lock. How content is compared is the `Content`'s affair.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from cdc.config import Config
-from consumers.freshness import Freshness
-from consumers.store import Inspectable, Offsets
-from consumers.topics import TableTopics, table_partitions
+from consumers.store import Inspectable, Version
 
-LOOKUP = 1000  # keys looked up at once
+LOOKUP = 20_000  # keys looked at closely at once: each time the store has to catch up
 ROUNDS = 10  # close looks at rows that change under our eyes, before they are told apart as unsettled
-POLL_SECONDS = 0.1  # between two looks at the store's offsets
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-Matches = Callable[[Sequence[tuple[bytes, R]]], Awaitable[Sequence[bool]]]
+R_contra = TypeVar("R_contra", contravariant=True)
 CaughtUp = Callable[[bytes], Awaitable[None]]
+Newest = Callable[[Collection[bytes]], Awaitable[Mapping[bytes, "Written[R]"]]]
+
+
+class Written(NamedTuple, Generic[R]):
+    """What the topics hold of a key: its newest position, and the row (None: deleted)."""
+
+    position: bytes
+    row: R | None
 
 
 class Source(Protocol[R_co]):
@@ -35,26 +42,67 @@ class Source(Protocol[R_co]):
         """A position (wire form) that everything read so far is at or before."""
 
     def rows(self) -> AsyncIterator[Sequence[tuple[bytes, R_co]]]:
-        """All rows in pieces, each key once."""
+        """All rows of one moment, which has come when the first piece does, in pieces, each key once."""
 
     async def look(self, keys: Sequence[bytes]) -> Sequence[R_co | None]:
         """The rows of these keys as they are now, None for those that are not there."""
 
 
+class Content(Protocol[R_contra]):
+    """What a store holds, compared with rows of the source."""
+
+    async def matches(self, rows: Sequence[tuple[bytes, R_contra]]) -> Sequence[bool]:
+        """Whether the store holds exactly that under each key; False too where it holds nothing."""
+
+    def others(self) -> AsyncIterator[bytes]:
+        """Keys of live records that `matches` was not asked about so far."""
+
+
+class KeysOnly(Generic[R]):
+    """The Content of a store of which only keys are compared."""
+
+    def __init__(self, store: Inspectable, table: tuple[str, str]) -> None:
+        self._store, self._table = store, table
+        self._seen: set[bytes] = set()
+
+    async def matches(self, rows: Sequence[tuple[bytes, R]]) -> list[bool]:
+        """Whether there is a live record."""
+        keys = [key for key, _row in rows]
+        self._seen.update(keys)
+        return [held(version) for version in await self._store.versions(*self._table, keys)]
+
+    async def others(self) -> AsyncIterator[bytes]:
+        """See Content."""
+        async for key, _position in self._store.scan(*self._table):
+            if key not in self._seen:
+                yield key
+
+
 @dataclass
 class Differences:
-    """Keys by kind; `unsettled` ones changed at each look, so nothing can be said of them. `rows`: at the source."""
+    """Keys by kind. `stale`: the store holds what the row was before; `different`: it holds what the row never was in
+    the version it says. `unsettled` ones changed at each look, and the store followed: nothing more can be said of
+    them, and it is no difference. `rows`: looked at in the source."""
 
     missing: list[bytes] = field(default_factory=list)
     extra: list[bytes] = field(default_factory=list)
     stale: list[bytes] = field(default_factory=list)
+    different: list[bytes] = field(default_factory=list)
     unsettled: list[bytes] = field(default_factory=list)
     rows: int = 0
 
     @property
     def equal(self) -> bool:
-        """True when store and source agree in every key."""
-        return not (self.missing or self.extra or self.stale or self.unsettled)
+        """True when store and source agree in every key that could be settled."""
+        return not (self.missing or self.extra or self.stale or self.different)
+
+
+class _Look(NamedTuple, Generic[R]):
+    """A key that could not be settled: the store's version at the first look, and what the last one found."""
+
+    first: Version | None
+    version: Version | None
+    row: R | None
 
 
 class _Comparison(Generic[R]):
@@ -64,51 +112,85 @@ class _Comparison(Generic[R]):
         source: Source[R],
         table: tuple[str, str],
         caught_up: CaughtUp,
-        matches: Matches[R] | None,
+        content: Content[R],
+        share: Callable[[], float],
     ) -> None:
-        self._store = store
-        self._source = source
-        self._table = table
-        self._caught_up = caught_up
-        self._matches = matches
+        self._store, self._source, self._table = store, source, table
+        self._caught_up, self._content, self._share = caught_up, content, share
         self.found = Differences()
+        self.moving: dict[bytes, _Look[R]] = {}
+        self.unlike: dict[bytes, Version] = {}  # other content than at the source: stale or different
 
     async def suspects(self, on_progress: Callable[[int], None]) -> list[bytes]:
-        """Keys that look different in one pass over both sides."""
-        await self._caught_up(await self._source.position())
-        held = {key async for key, _position in self._store.scan(*self._table)}
+        """Keys that look different in one pass over both sides. While a piece is compared the next is fetched."""
         suspects: list[bytes] = []
-        async for rows in self._source.rows():
-            self.found.rows += len(rows)
-            equal = await self._equal(rows)
-            suspects += [key for (key, _row), same in zip(rows, equal, strict=True) if key not in held or not same]
-            held.difference_update(key for key, _row in rows)
-            on_progress(self.found.rows)
-        return suspects + list(held)
-
-    async def _equal(self, rows: Sequence[tuple[bytes, R]]) -> Sequence[bool]:
-        return await self._matches(rows) if self._matches is not None else [True] * len(rows)
+        pieces = self._source.rows()
+        coming = asyncio.ensure_future(_next(pieces))
+        try:
+            rows = await coming
+            await self._caught_up(await self._source.position())
+            while rows:
+                coming = asyncio.ensure_future(_next(pieces))
+                equal = await self._content.matches(rows)
+                suspects += [key for (key, _row), same in zip(rows, equal, strict=True) if not same]
+                self.found.rows += len(rows)
+                on_progress(self.found.rows)
+                rows = await coming
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+        share = self._share()
+        return suspects + [key async for key in self._content.others() if share == 1 or random.random() < share]
 
     async def settle(self, keys: Sequence[bytes]) -> list[bytes]:
-        """A close look; returns the keys whose row changed meanwhile."""
+        """A close look; returns the keys of which nothing can be said yet."""
         before = await self._source.look(keys)
         await self._caught_up(await self._source.position())
         versions = await self._store.versions(*self._table, keys)
-        rows = [(key, row) for key, row in zip(keys, before, strict=True) if row is not None]
-        equal = {key: same for (key, _row), same in zip(rows, await self._equal(rows), strict=True)}
+        equal = await self._equal(zip(keys, before, strict=True))
         after = await self._source.look(keys)
-        moving: list[bytes] = []
+        moved = [(key, old, row) for key, old, row in zip(keys, before, after, strict=True) if row != old]
+        arrived = await self._equal((key, row) for key, _old, row in moved)
+        passing = await self._equal((key, old) for key, old, _row in moved)
         for key, version, row, again in zip(keys, versions, before, after, strict=True):
-            held = version is not None and not version.deleted
-            if row != again:
-                moving.append(key)
-            elif row is None:
-                self.found.extra += [key] if held else []
-            elif not held:
-                self.found.missing.append(key)
-            elif not equal[key]:
-                self.found.stale.append(key)
-        return moving
+            if row == again:
+                self.moving.pop(key, None)
+                self._judge(key, version, row, equal.get(key, False))
+            elif any(found.get(key, False) for found in (equal, arrived, passing)):  # at the source a moment ago
+                self.moving.pop(key, None)
+            else:
+                first = self.moving[key].first if key in self.moving else version
+                self.moving[key] = _Look(first, version, again)
+        return [key for key in keys if key in self.moving]
+
+    async def _equal(self, pairs: Iterable[tuple[bytes, R | None]]) -> dict[bytes, bool]:
+        rows = [(key, row) for key, row in pairs if row is not None]
+        return dict(zip((key for key, _row in rows), await self._content.matches(rows), strict=True)) if rows else {}
+
+    def _judge(self, key: bytes, version: Version | None, row: R | None, same: bool) -> None:
+        if row is None:
+            self.found.extra += [key] if held(version) else []
+        elif version is None or version.deleted:
+            self.found.missing += [] if same else [key]
+        elif not same:
+            self.unlike[key] = version
+
+    def give_up(self) -> None:
+        """What still moves: in order where the store's version moved along, else a difference."""
+        for key, (first, version, row) in self.moving.items():
+            if version != first:
+                self.found.unsettled.append(key)
+            else:
+                self._judge(key, version, row, same=False)
+
+    async def tell_apart(self, newest: Newest[R] | None) -> None:
+        """Stale is what is older than the topics say, or what they say although the source says otherwise."""
+        written = await newest(self.unlike) if newest is not None and self.unlike else {}
+        as_written = await self._equal((key, record.row) for key, record in written.items())
+        for key, version in self.unlike.items():
+            older = key in written and version.position < written[key].position
+            kind = self.found.stale if older or as_written.get(key, False) else self.found.different
+            kind.append(key)
 
 
 async def compare(
@@ -117,62 +199,38 @@ async def compare(
     table: tuple[str, str],
     caught_up: CaughtUp,
     *,
-    matches: Matches[R] | None = None,
+    content: Content[R] | None = None,
+    newest: Newest[R] | None = None,
+    share: Callable[[], float] = lambda: 1.0,
     on_progress: Callable[[int], None] = lambda rows: None,
 ) -> Differences:
     """Every difference between store and source in one table `(schema, name)`.
 
-    `caught_up(position)` returns once the store has applied everything up to there (see `applied_in`); `matches`
-    tells for `(key, row)` pairs whether the store holds that content, without it keys alone are compared.
-    Raises what the store and the source raise."""
-    comparison = _Comparison(store, source, table, caught_up, matches)
+    `caught_up(position)` returns once the store has applied everything up to there (see consumers.applied); without
+    `content` keys alone are compared, without `newest` nothing counts as stale. `share` is asked, after the source's
+    rows, which part of the store's other keys to look at. Raises what the store and the source raise."""
+    comparison = _Comparison(store, source, table, caught_up, content or KeysOnly(store, table), share)
     suspects = await comparison.suspects(on_progress)
     for _round in range(ROUNDS):
         suspects = [key for keys in _chunks(suspects) for key in await comparison.settle(keys)]
         if not suspects:
             break
-    comparison.found.unsettled = suspects
+    comparison.give_up()
+    await comparison.tell_apart(newest)
     return comparison.found
 
 
-def applied_in(
-    config: Config, store: str, tables: Sequence[str], offsets: Callable[[], Awaitable[Offsets]], seconds: float
-) -> CaughtUp:
-    """A `caught_up` for a store in another process: a heartbeat has to come that is past the position, and the
-    store's `offsets` have to reach what it says. Raises TimeoutError after `seconds`."""
-
-    async def caught_up(position: bytes) -> None:
-        freshness = Freshness(config, store)
-        listening = asyncio.ensure_future(freshness.listen())
-        try:
-            await asyncio.wait_for(_reached(config, tables, position, offsets, freshness, listening), seconds)
-        finally:
-            listening.cancel()
-            await asyncio.wait({listening})
-
-    return caught_up
+async def _next(pieces: AsyncIterator[Sequence[tuple[bytes, R]]]) -> Sequence[tuple[bytes, R]]:
+    """The next piece, an empty one at the end. (`anext` with a default cannot be a task in Python 3.11.)"""
+    try:
+        return await anext(pieces)
+    except StopAsyncIteration:
+        return ()
 
 
-async def _reached(
-    config: Config,
-    tables: Sequence[str],
-    position: bytes,
-    offsets: Callable[[], Awaitable[Offsets]],
-    freshness: Freshness,
-    listening: asyncio.Future[None],
-) -> None:
-    topics = TableTopics(config.kafka.prefix, tables)
-    while True:
-        partitions = await table_partitions(config, topics)
-        held = await offsets()
-        applied: Mapping[tuple[str, int], int] = {partition: held.get(partition, 0) for partition in partitions}
-        known = {topic for topic, _partition in partitions}
-        freshness.reached(applied, topics.__contains__, known)
-        if freshness.position >= position:
-            return
-        if listening.done():
-            await listening
-        await asyncio.sleep(POLL_SECONDS)
+def held(version: Version | None) -> bool:
+    """Whether that is the version of a live record."""
+    return version is not None and not version.deleted
 
 
 def _chunks(keys: Iterable[bytes]) -> Iterator[list[bytes]]:

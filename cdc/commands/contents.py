@@ -1,85 +1,171 @@
-"""Whether a store holds a row's content: Redis field by field, the index by its vector and version."""
+"""Whether Redis holds a row's content: checksums over many records first, field by field only where those differ.
+
+A checksum is made by the server over what its hashes really hold (digest.lua), and here over what the store would have
+written for the row: by the store's own encoder, in the same form. Expired and damaged records thus differ alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from cdc.commands.index_client import RemoteIndex
 from cdc.config import Config
-from cdc.errors import DecodeError
+from cdc.errors import DecodeError, RecordError
 from cdc.position import ZERO
 from cdc.version import decode_vector
-from consumers.embedder import embedder_from
-from consumers.faiss.columns import Source, TextColumn, VectorColumn
-from consumers.faiss.ledger import State
-from consumers.redis import RedisStore, keys_for
+from consumers.redis import RedisStore
+from consumers.redis.layout import Layout
 from consumers.redis.rows import RESERVED, RowEncoder
 from consumers.store import Record
 
-HEAD = 7  # what RowEncoder puts before the values
+HEAD, SHAPE = 7, 2  # what RowEncoder puts before the values, and where among it the number of the columns' shape is
+OWN = (b"_pos", b"_ver", b"_ts")  # fields of ours that each record has
 STRING_HEADER = 5  # of MessagePack's str 32, which wraps a vector
-TOLERANCE = 1e-4  # of a vector's length: float32 rounding of sums in another order
+RANGE = 500  # records of one checksum: the server is busy with them for some 2 ms
+RANGE_BYTES = 1 << 20  # of rows as JSON; SHA-1 takes 2 ms a megabyte
 
 Pairs = Sequence[tuple[bytes, bytes]]  # topic key, row as JSON
+_pack = msgspec.msgpack.encode
 _ROW = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+class Expected(NamedTuple):
+    """What a row has to be in Redis: its place among the rows asked about, its Redis key, the number of its columns'
+    shape, and its checksum's text."""
+
+    place: int
+    name: bytes
+    shape: int
+    text: bytes
+
+
 class RedisContent:
-    """Every column of a row against the fields of its hash."""
+    """Every column of a row against the fields of its hash. Fills `Content` of consumers.verify."""
 
     def __init__(self, config: Config, schema: str, table: str, store: RedisStore) -> None:
-        self._config, self._table, self._store = config, (schema, table), store
+        self._table, self._store = (schema, table), store
         self._encoder = RowEncoder(f"{schema}.{table}", config.table(schema, table), config.redis.vectors, "")
+        self._known: Layout | None = None
+        self._seen: list[npt.NDArray[np.int64]] = []
 
     async def matches(self, pairs: Pairs) -> list[bool]:
         """Raises ConnectError, StoreError."""
-        commands = [("HGETALL", keys_for(self._config, *self._table, key)) for key, _row in pairs]
-        replies = await self._store.link.pipeline(commands) if commands else []
-        return [self.fields(*pair) == _fields(reply) for pair, reply in zip(pairs, replies, strict=True)]
+        same = [False] * len(pairs)
+        layout = await self._layout()
+        if layout is None:
+            return same
+        async with asyncio.TaskGroup() as group:
+            running: asyncio.Task[None] | None = None
+            for chunk in _ranges(pairs):
+                expected = list(self._expected(layout, pairs, chunk))
+                self._seen.append(np.fromiter((hash(one.name) for one in expected), np.int64, len(expected)))
+                if running is not None:
+                    await running
+                running = group.create_task(self._compare(pairs, expected, same))
+                await asyncio.sleep(0)  # it writes its request before the next range is encoded
+        return same
+
+    async def others(self) -> AsyncIterator[bytes]:
+        """Keys of records whose Redis keys were not among those of the rows.
+
+        Of those 64 bits each are remembered: one key in 10^12 is taken for a known one among ten million."""
+        layout = await self._layout()
+        if layout is None:
+            return
+        seen = np.sort(np.concatenate([np.empty(0, np.int64), *self._seen]))
+        async for names in self._store.names(layout):
+            hashes = np.fromiter(map(hash, names), np.int64, len(names))
+            places = np.searchsorted(seen, hashes)
+            known = (seen[np.minimum(places, len(seen) - 1)] == hashes) if len(seen) else np.zeros(len(names), bool)
+            for key in await self._store.topic_keys(layout, [names[i] for i in np.flatnonzero(~known).tolist()]):
+                yield key
+
+    async def _layout(self) -> Layout | None:
+        if self._known is None:
+            self._known = await self._store.layout(*self._table)
+        return self._known
+
+    def _expected(self, layout: Layout, pairs: Pairs, places: range) -> Iterator[Expected]:
+        """Leaves out what cannot be stored: whatever is there, is not that."""
+        for place in places:
+            key, row = pairs[place]
+            try:
+                name, stored_key = layout.redis_key(key)
+                encoded = self._encoder.encode(record_of(key, row), stored_key)
+            except (DecodeError, RecordError):
+                continue
+            values = encoded[HEAD:]
+            fields: list[Any] = [False if value is None else _shortest(value) for value in (*values, stored_key)]
+            number = len(OWN) + len(fields) - fields.count(False)
+            yield Expected(place, name, encoded[SHAPE], _pack([*fields, str(number)]))
+
+    async def _compare(self, pairs: Pairs, expected: Sequence[Expected], same: list[bool]) -> None:
+        """Marks the rows of one range that are held."""
+        if not expected:
+            return
+        shape = expected[0].shape  # of all: a query's rows have the same columns
+        usual = [one for one in expected if one.shape == shape]
+        unlike = [one for one in expected if one.shape != shape]
+        names, texts = [one.name for one in usual], [one.text for one in usual]
+        fields = [*self._encoder.shapes[shape - 1], "_key"]
+        if await self._store.digests(fields, names, each=False) != [_sha1(b"".join(texts))]:
+            held = await self._store.digests(fields, names, each=True)
+            unlike += [one for one, digest in zip(usual, held, strict=True) if digest != _sha1(one.text)]
+        for one in expected:
+            same[one.place] = True
+        for one, equal in zip(unlike, await self._field_by_field(pairs, unlike), strict=True):
+            same[one.place] = equal
+
+    async def _field_by_field(self, pairs: Pairs, unlike: Sequence[Expected]) -> list[bool]:
+        replies = await self._store.link.pipeline([("HGETALL", one.name) for one in unlike]) if unlike else []
+        return [self.fields(*pairs[one.place]) == _fields(reply) for one, reply in zip(unlike, replies, strict=True)]
 
     def fields(self, key: bytes, row: bytes) -> dict[bytes, bytes]:
         """What the hash has to hold."""
-        encoded = self._encoder.encode(_record(key, row), None)
-        columns, values = self._encoder.shapes[encoded[2] - 1], encoded[HEAD:]
+        encoded = self._encoder.encode(record_of(key, row), None)
+        columns, values = self._encoder.shapes[encoded[SHAPE] - 1], encoded[HEAD:]
         return {c.encode(): _bytes(value) for c, value in zip(columns, values, strict=True) if value is not None}
 
 
-class IndexContent:
-    """The vector a row has to have against the one the index holds, and its version vector where it has a column."""
+def _ranges(pairs: Pairs) -> Iterator[range]:
+    start = size = 0
+    for at, (_key, row) in enumerate(pairs):
+        if at - start >= RANGE or (at > start and size + len(row) > RANGE_BYTES):
+            yield range(start, at)
+            start, size = at, 0
+        size += len(row)
+    if start < len(pairs):
+        yield range(start, len(pairs))
 
-    def __init__(self, config: Config, schema: str, table: str, index: RemoteIndex) -> None:
-        self._table, self._index = (schema, table), index
-        self._version = config.table(schema, table).version_column
-        self._source = _source(config, schema, table)
 
-    async def matches(self, pairs: Pairs) -> list[bool]:
-        """Raises ConnectError, StoreError."""
-        held = await self._index.records(*self._table, [key for key, _row in pairs])
-        sizes = [vector.size for _version, vector in held if vector is not None]
-        if self._source.dimension is None and sizes:
-            self._source.dimension = sizes[0]
-        expected = self._expected(pairs)
-        return [
-            version is not None and self._same_version(row, version.vector) and _close(wanted, vector)
-            for (_key, row), (version, vector), wanted in zip(pairs, held, expected, strict=True)
-        ]
+def _sha1(text: bytes) -> bytes:
+    """As redis.sha1hex gives it. It tells accident from sameness, nothing else."""
+    return hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
 
-    def _expected(self, pairs: Pairs) -> list[Any]:
-        number = len(pairs)
-        unknown = np.full(number, State.UNKNOWN, dtype=np.uint8)
-        staged = self._source.stage([_record(*pair) for pair in pairs], unknown, np.zeros(number, dtype=np.uint64))
-        vectors: list[Any] = [None] * number
-        for place, vector in zip(staged.places.tolist(), staged.vectors, strict=True):
-            vectors[place] = vector
-        return vectors
 
-    def _same_version(self, row: bytes, held: bytes) -> bool:
-        wanted = row_vector(row, self._version)
-        return wanted is None or wanted == decode_vector(held)
+def _shortest(value: str | msgspec.Raw) -> str | msgspec.Raw:
+    """A vector's bytes under the shortest header that MessagePack has for them, as Redis' cmsgpack writes them."""
+    if isinstance(value, str):
+        return value
+    raw = bytes(value)[STRING_HEADER:]
+    size = len(raw)
+    if size < 32:
+        return msgspec.Raw(bytes((0xA0 | size,)) + raw)
+    if size < 1 << 8:
+        return msgspec.Raw(bytes((0xD9, size)) + raw)
+    return msgspec.Raw(b"\xda" + size.to_bytes(2, "big") + raw) if size < 1 << 16 else value
+
+
+def record_of(key: bytes, row: bytes) -> Record:
+    """A snapshot's record of the row."""
+    value = b'{"op":"r","source":{"ts_us":0},"after":%b}' % row
+    return Record(key, value, ZERO.encode(), b"{}", 0, 0)
 
 
 def row_vector(row: bytes, column: str | None) -> dict[str, int] | None:
@@ -93,20 +179,8 @@ def row_vector(row: bytes, column: str | None) -> dict[str, int] | None:
         return None  # the reader then travels with the default, counted there
 
 
-def _source(config: Config, schema: str, table: str) -> Source:
-    settings = config.table(schema, table)
-    if settings.vector:
-        return VectorColumn(settings.vector, config.faiss.metric, config.faiss.dimension)
-    return TextColumn(settings.text or "", config.faiss.metric, embedder_from(config.embedder))
-
-
-def _record(key: bytes, row: bytes) -> Record:
-    value = b'{"op":"r","source":{"ts_us":0},"after":%b}' % row
-    return Record(key, value, ZERO.encode(), b"{}", 0, 0)
-
-
 def _fields(reply: Any) -> dict[bytes, bytes] | None:
-    if not isinstance(reply, dict):
+    if not isinstance(reply, dict) or not reply.keys() >= set(OWN):
         return None  # no hash of ours
     return {name: value for name, value in reply.items() if name.decode(errors="replace") not in RESERVED}
 
@@ -114,11 +188,3 @@ def _fields(reply: Any) -> dict[bytes, bytes] | None:
 def _bytes(value: Any) -> bytes:
     """A field as Redis holds it."""
     return bytes(value)[STRING_HEADER:] if isinstance(value, msgspec.Raw) else str(value).encode()
-
-
-def _close(wanted: Any, held: Any) -> bool:
-    if wanted is None or held is None:
-        return wanted is None and held is None
-    if wanted.shape != held.shape:
-        return False
-    return bool(np.linalg.norm(wanted - held) <= TOLERANCE * np.linalg.norm(wanted))

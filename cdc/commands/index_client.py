@@ -23,6 +23,8 @@ LOOK_SECONDS = 0.1  # between two looks how far the index is
 KEYS = 1000  # a request, as the service allows
 WRONG: dict[int, type[CdcError]] = {412: PreconditionError, 422: ConfigError}  # how a search says no to its question
 
+_RECORDS = msgspec.json.Decoder(list[tuple[str, str]])
+
 
 class RemoteIndex:
     """Fills Inspectable. Use as an async context manager. Raises ConnectError, StoreError."""
@@ -83,12 +85,23 @@ class RemoteIndex:
                 if response.status_code != 200:
                     await response.aread()
                     raise self._refused(response)
-                async for line in response.aiter_lines():
-                    if line:
-                        key, position = msgspec.json.decode(line, type=tuple[str, str])
+                async for lines in _whole_lines(response.aiter_bytes()):
+                    for key, position in _RECORDS.decode(b"[%b]" % lines.replace(b"\n", b",")):
                         yield key.encode(), position.encode()
         except httpx.HTTPError as error:
             raise self._away(error) from error
+
+    async def digests(self, schema: str, table: str, keys: Sequence[bytes], *, versions: bool, each: bool) -> list[str]:
+        """Checksums over what the index really holds of at most `KEYS` keys; see consumers.faiss.digests."""
+        asked = [key.decode() for key in keys]
+        body = {"table": f"{schema}.{table}", "keys": asked, "versions": versions, "each": each}
+        return [str(one) for one in await self._ask("POST", "/digests", json=body)]
+
+    async def doubt(self, schema: str, table: str, keys: Sequence[bytes]) -> None:
+        """What is held of these keys is wrong: their next record is decoded in full."""
+        for start in range(0, len(keys), KEYS):
+            asked = [key.decode() for key in keys[start : start + KEYS]]
+            await self._ask("POST", "/doubt", json={"table": f"{schema}.{table}", "keys": asked})
 
     async def caught_up(self, position: bytes, seconds: float) -> None:
         """Returns once everything up to `position` is applied. Raises PreconditionError after `seconds`."""
@@ -107,9 +120,9 @@ class RemoteIndex:
             response = await self._client.request(method, path, **options)
         except httpx.HTTPError as error:
             raise self._away(error) from error
-        if response.status_code != 200:
+        if response.status_code not in (200, 204):
             raise self._refused(response)
-        return response.json()
+        return response.json() if response.content else None
 
     def _away(self, error: httpx.HTTPError) -> ConnectError:
         reason = str(error) or type(error).__name__
@@ -127,6 +140,20 @@ class RemoteIndex:
 
 def _detail(response: httpx.Response) -> str:
     return str(response.json()["detail"])
+
+
+async def _whole_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """What comes, cut at line ends, the last line end left out."""
+    rest = b""
+    async for piece in pieces:
+        lines, end, begun = piece.rpartition(b"\n")
+        if end:
+            yield rest + lines
+            rest = begun
+        else:
+            rest += piece
+    if rest:
+        yield rest
 
 
 def _version(held: Any) -> Version | None:

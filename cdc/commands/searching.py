@@ -77,4 +77,5 @@ def parts(config: Config, store: FaissStore, runtime: Runtime) -> Parts:
         wait_for=runtime.wait_for,
         reached=lambda: runtime.partitions.reached,
         vector_of=store.vector_of,
+        verified=store,
     )

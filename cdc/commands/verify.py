@@ -3,67 +3,65 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from cdc.commands.asking import ask
 from cdc.commands.configuration import configuration
+from cdc.commands.outcome import Outcome, document, kinds_of
 from cdc.errors import PreconditionError
 
 if TYPE_CHECKING:
     from cdc.config import Config
-    from consumers.verify import Differences
+    from consumers.verify import Differences, Written
 
 STORES = ("redis", "faiss")
 WAIT_SECONDS = 60.0  # for a store to catch up with the moment of a look; longer means it does not
 SHOWN = 10  # keys named of each kind; --json names all
 
 
-class Outcome(NamedTuple):
-    """One table in one store. `expires`: its records have a time to live, so that missing ones are no difference."""
+class Asked(NamedTuple):
+    """One comparison. `epoch` is the stream's; `sample` None is every row."""
 
-    store: str
-    table: str
-    found: Differences
-    expires: bool
+    config: Config
+    schema: str
+    name: str
+    epoch: int
+    sample: int | None
+    on_progress: Callable[[int], None]
 
     @property
-    def equal(self) -> bool:
-        """Nothing differs that should not."""
-        found = self.found
-        return not (found.extra or found.stale or found.unsettled or (found.missing and not self.expires))
-
-    def document(self) -> dict[str, Any]:
-        """For scripts."""
-        kinds = {kind: [key.decode() for key in keys] for kind, keys in kinds_of(self.found).items()}
-        return {"store": self.store, "table": self.table, "equal": self.equal, "rows": self.found.rows, **kinds}
+    def label(self) -> str:
+        """The table."""
+        return f"{self.schema}.{self.name}"
 
 
 def verify(
     context: typer.Context,
     store: Annotated[Literal["redis", "faiss"] | None, typer.Option(help="One store only.")] = None,
     table: Annotated[str | None, typer.Option(help="One table only, as schema.table.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="About so many rows a table, at random.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Sends the rows of tables that differ again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Prints JSON, with every key.")] = False,
 ) -> None:
     """Compares the stores with PostgreSQL key by key; exit code 1 when they differ."""
     config = configuration(context)
-    outcomes = ask(config, compare_all(config, [store] if store else STORES, table, progress(as_json)))
-    if repair and (tables := sorted({outcome.table for outcome in outcomes if not outcome.equal})):
-        from cdc.commands.snapshot import request
-
-        for name in tables:
-            ask(config, request(config, name, progress(as_json)))
-        outcomes = ask(config, compare_all(config, [store] if store else STORES, table, progress(as_json)))
-    equal = all(outcome.equal for outcome in outcomes)
+    on_progress, stores = progress(as_json), [store] if store else STORES
+    before = ask(config, compare_all(config, stores, table, on_progress, sample=sample))
+    after = None
+    if repair and not all(outcome.equal for outcome in before):
+        ask(config, mend(config, before, on_progress))
+        after = ask(config, compare_all(config, stores, table, on_progress, sample=sample))
+    outcomes = before if after is None else after
     if as_json:
-        typer.echo(json.dumps({"equal": equal, "comparisons": [o.document() for o in outcomes]}, ensure_ascii=False))
+        typer.echo(json.dumps(document(before, after), ensure_ascii=False))
     else:
         for outcome in outcomes:
             _show(outcome)
-    raise typer.Exit(0 if equal else 1)
+    raise typer.Exit(0 if all(outcome.equal for outcome in outcomes) else 1)
 
 
 def progress(as_json: bool) -> Callable[[str], None]:
@@ -76,9 +74,15 @@ def progress(as_json: bool) -> Callable[[str], None]:
 
 
 async def compare_all(
-    config: Config, stores: Any, wanted: str | None, on_progress: Callable[[str], None]
+    config: Config,
+    stores: Sequence[str],
+    wanted: str | None,
+    on_progress: Callable[[str], None],
+    *,
+    sample: int | None = None,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Every table a store holds, or the wanted one. Raises CdcError."""
+    """Every table a store holds, or the wanted one; each outcome is told when it is there. Raises CdcError."""
     from cdc.kafka.progress import read_progress
 
     tables = selected(config, wanted)
@@ -89,12 +93,31 @@ async def compare_all(
     for store in stores:
         compared = tables if store == "redis" else [name for name in tables if ".".join(name) == config.faiss.table]
         for schema, name in compared:
-            label = f"comparing {store} with {schema}.{name}"
-            found = await _COMPARISONS[store](config, schema, name, written.epoch, _counting(label, on_progress))
+            counting = _counting(f"comparing {store} with {schema}.{name}", on_progress)
+            began = time.monotonic()
+            found = await _COMPARISONS[store](Asked(config, schema, name, written.epoch, sample, counting))
             on_progress("")
             expires = store == "redis" and config.table(schema, name).ttl_seconds is not None
-            outcomes.append(Outcome(store, f"{schema}.{name}", found, expires))
+            took = time.monotonic() - began
+            outcomes.append(Outcome(store, f"{schema}.{name}", found, expires, took, sample is not None))
+            on_outcome(outcomes[-1])
     return outcomes
+
+
+async def mend(config: Config, outcomes: Sequence[Outcome], on_progress: Callable[[str], None]) -> None:
+    """Has the reader send the tables that differ again, so that every store gets them the ordinary way; rows that are
+    not in PostgreSQL are swept at the end of that. Raises CdcError."""
+    from cdc.commands.index_client import RemoteIndex
+    from cdc.commands.snapshot import request
+
+    wrong = [outcome for outcome in outcomes if not outcome.equal]
+    for outcome in wrong:
+        if outcome.store == "faiss" and (doubted := outcome.found.stale + outcome.found.different):
+            async with RemoteIndex(config) as index:
+                schema, name = outcome.table.split(".", 1)
+                await index.doubt(schema, name, doubted)
+    for table in sorted({outcome.table for outcome in wrong}):
+        await request(config, table, on_progress)
 
 
 def selected(config: Config, wanted: str | None) -> list[tuple[str, str]]:
@@ -120,52 +143,69 @@ def _counting(label: str, on_progress: Callable[[str], None]) -> Callable[[int],
     return lambda rows: on_progress(f"{label}: {rows} rows")
 
 
-async def _redis(config: Config, schema: str, name: str, epoch: int, on_progress: Callable[[int], None]) -> Differences:
+async def _redis(asked: Asked) -> Differences:
     from cdc.commands.contents import RedisContent
     from cdc.source.table_rows import TableRows
+    from consumers.applied import applied_in
     from consumers.redis import RedisStore
     from consumers.redis.sentinel import read_sentinel
     from consumers.store import Offsets
-    from consumers.verify import applied_in, compare
+    from consumers.verify import compare
 
+    config, table = asked.config, (asked.schema, asked.name)
     store = RedisStore(config)
 
     async def offsets() -> Offsets:
         held = await read_sentinel(store.link, config.redis.namespace)
         return held.offsets if held else {}
 
-    rows = TableRows(config, schema, name, epoch)
-    waiting = applied_in(config, "redis", [f"{schema}.{name}"], offsets, WAIT_SECONDS)
-    content = RedisContent(config, schema, name, store)
+    rows = TableRows(config, *table, asked.epoch, sample=asked.sample)
+    waiting = applied_in(config, "redis", [asked.label], offsets, WAIT_SECONDS)
     try:
         return await compare(
-            store, rows, (schema, name), _bounded(waiting), matches=content.matches, on_progress=on_progress
+            store,
+            rows,
+            table,
+            _bounded(waiting),
+            content=RedisContent(config, *table, store),
+            newest=_newest(asked),
+            share=lambda: rows.share,
+            on_progress=asked.on_progress,
         )
     finally:
         rows.close()
         await store.close()
 
 
-async def _faiss(config: Config, schema: str, name: str, epoch: int, on_progress: Callable[[int], None]) -> Differences:
-    from cdc.commands.contents import IndexContent
+async def _faiss(asked: Asked) -> Differences:
     from cdc.commands.index_client import RemoteIndex
+    from cdc.commands.index_content import IndexContent
     from cdc.source.table_rows import TableRows
     from consumers.verify import compare
 
+    config, table = asked.config, (asked.schema, asked.name)
     async with RemoteIndex(config) as index:
-        rows = TableRows(config, schema, name, epoch)
-        content = IndexContent(config, schema, name, index)
+        needed = IndexContent.columns(config, *table)
+        rows = TableRows(config, *table, asked.epoch, columns=needed, sample=asked.sample)
         try:
             return await compare(
                 index,
                 rows,
-                (schema, name),
+                table,
                 lambda position: index.caught_up(position, WAIT_SECONDS),
-                matches=content.matches,
-                on_progress=on_progress,
+                content=IndexContent(config, *table, index),
+                newest=_newest(asked),
+                share=lambda: rows.share,
+                on_progress=asked.on_progress,
             )
         finally:
             rows.close()
+
+
+def _newest(asked: Asked) -> Callable[[Any], Awaitable[dict[bytes, Written[bytes]]]]:
+    from consumers.newest import newest
+
+    return lambda keys: newest(asked.config, asked.schema, asked.name, keys)
 
 
 _COMPARISONS = {"redis": _redis, "faiss": _faiss}
@@ -182,11 +222,6 @@ def _bounded(waiting: Callable[[bytes], Awaitable[None]]) -> Callable[[bytes], A
             ) from error
 
     return caught_up
-
-
-def kinds_of(found: Differences) -> dict[str, list[bytes]]:
-    """Keys by kind."""
-    return {"missing": found.missing, "extra": found.extra, "stale": found.stale, "unsettled": found.unsettled}
 
 
 def _show(outcome: Outcome) -> None:

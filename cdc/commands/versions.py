@@ -95,8 +95,8 @@ async def _redis(config: Config, table: tuple[str, str], key: bytes, row: bytes 
 
 
 async def _faiss(config: Config, table: tuple[str, str], key: bytes, row: bytes | None) -> dict[str, Any]:
-    from cdc.commands.contents import IndexContent
     from cdc.commands.index_client import RemoteIndex
+    from cdc.commands.index_content import IndexContent
 
     if ".".join(table) != config.faiss.table:
         return {"state": "not kept"}

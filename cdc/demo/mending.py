@@ -79,7 +79,7 @@ async def compare(stage: Stage) -> None:
 
 def differences_of(report: dict[str, Any]) -> dict[str, int]:
     """How many keys differ, by store, in what `cdc verify --json` says."""
-    kinds = ("missing", "extra", "stale", "unsettled")
+    kinds = ("missing", "extra", "stale", "different")
     found: dict[str, int] = {}
     for comparison in report["comparisons"]:
         store = comparison["store"]

@@ -6,7 +6,8 @@ generated columns. A column the catalog no longer has was dropped or renamed sin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -77,6 +78,20 @@ def build_table(
         b",".join(_member(name) for name in names),
         b"{" + b",".join(_member(names[i]) for i in key) + b"}",
         names.index(version) if version in names else None,
+    )
+
+
+def part_of(table: Table, wanted: Collection[str]) -> Table:
+    """The table with the wanted columns and its key only."""
+    kept = [i for i, column in enumerate(table.columns) if i in table.key or column.name in wanted]
+    columns = tuple(table.columns[i] for i in kept)
+    version = table.version_index
+    return replace(
+        table,
+        columns=columns,
+        key=tuple(kept.index(i) for i in table.key),
+        row_template=b",".join(_member(column.name) for column in columns),
+        version_index=kept.index(version) if version in kept else None,
     )
 
 

@@ -6,88 +6,92 @@ cannot be found again by it, so such tables are refused.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import psycopg
-from psycopg import Connection, sql
+from psycopg import Connection, pq, sql
 
 from cdc.config import Config
 from cdc.errors import ConfigError, PreconditionError
 from cdc.position import MAX_ORDINAL, Position
+from cdc.source.beside import beside, opened
 from cdc.source.catalog import Catalog
 from cdc.source.connection import connect, connect_error, raw
-from cdc.source.events import MESSAGE_PREFIX, NULL, Table
+from cdc.source.events import MESSAGE_PREFIX, Table
 from cdc.source.heartbeat import HEARTBEAT
+from cdc.source.layout import part_of
+from cdc.source.runs import Packed, result_reader
 
-FETCH_ROWS = 1000  # a round trip: about 300 kB of small rows
+FIRST_ROWS = 500  # of the first round trip, before it is known how wide rows are
+FETCH_ROWS = 5000  # of any other, at most
+FETCH_BYTES = 4 << 20  # about so much a round trip
+NAME = "memory-cdc verify"
 _KEY = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 Rows = list[tuple[bytes, bytes]]
 
 
 class TableRows:
-    """One table over one connection; `epoch` is the stream's. Fills the `Source` of consumers.verify.
+    """One table; `epoch` is the stream's. Fills the `Source` of consumers.verify. With `columns` rows are made of these
+    and the key only. With `sample` `rows` gives about so many, chosen at random: a `share` of all.
 
     Raises PreconditionError and ConfigError for a table that cannot be compared, ConnectError."""
 
-    def __init__(self, config: Config, schema: str, name: str, epoch: int) -> None:
-        self._connection: Connection[Any] = connect(config.postgres, name="memory-cdc verify")
+    def __init__(
+        self,
+        config: Config,
+        schema: str,
+        name: str,
+        epoch: int,
+        *,
+        columns: Collection[str] | None = None,
+        sample: int | None = None,
+    ) -> None:
+        self._config = config
+        self._connection: Connection[Any] = connect(config.postgres, name=NAME)
         try:
             catalog = Catalog(self._connection, config)
-            self.table: Table = catalog.table(schema, name)
-            self._texts = catalog.text_columns(self.table)
-            self._keys = [self.table.columns[i] for i in self.table.key]
-            self._refuse_masked()
+            whole = catalog.table(schema, name)
+            texts = catalog.text_columns(whole)
+            _refuse_masked(whole)
         except BaseException:
             self._connection.close()
             raise
-        self._epoch = epoch
+        self.table: Table = whole if columns is None else part_of(whole, columns)
+        named = dict(zip((column.name for column in whole.columns), texts, strict=True))
+        self._texts = [named[column.name] for column in self.table.columns]
+        self._keys = [self.table.columns[i] for i in self.table.key]
+        self._decode = result_reader(self.table)
+        self._epoch, self._sample = epoch, sample
+        self.share = 1.0
 
     def close(self) -> None:
         """Ends the connection."""
         self._connection.close()
-
-    def _refuse_masked(self) -> None:
-        for column in self._keys:
-            if column.masked:
-                raise PreconditionError(
-                    f"the key column {column.name} of {self.table.schema}.{self.table.name} is masked, so its rows "
-                    "cannot be looked up by the keys of the topics",
-                    hint="verify another table, or leave the key unmasked",
-                )
 
     # Source
 
     async def position(self) -> bytes:
         """Every row read so far was committed at or before it. A heartbeat follows, so that whoever waits for the
         position need not wait for the next one."""
-        lsn = await asyncio.to_thread(self._one, "SELECT (pg_current_wal_insert_lsn() - '0/0')::int8")
-        await asyncio.to_thread(
-            self._one, "SELECT pg_logical_emit_message(true, $1, $2)", (MESSAGE_PREFIX, HEARTBEAT.decode())
-        )
-        return Position(self._epoch, int(lsn), MAX_ORDINAL).encode()
+        return await beside(self._position)
 
     async def rows(self) -> AsyncIterator[Rows]:
-        """All rows of one moment, in pieces."""
-        columns = sql.SQL(", ").join(self._texts)
-        query = sql.SQL("DECLARE verified NO SCROLL CURSOR FOR SELECT {} FROM {}").format(columns, self._from())
-        await asyncio.to_thread(self._run, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        try:
-            await asyncio.to_thread(self._run, query)
-            while piece := await asyncio.to_thread(self._piece, f"FETCH {FETCH_ROWS} FROM verified"):
-                yield piece
-        finally:
-            if not self._connection.closed:
-                await asyncio.to_thread(self._run, "ROLLBACK")
+        """All rows of one moment, which has come when the first piece does, in pieces; or a `share` of them."""
+        async with opened(connect, self._config.postgres, name=NAME) as connection:
+            await beside(self._begin, connection)
+            limit = FIRST_ROWS
+            while piece := await beside(self._fetch, connection, limit):
+                yield [(key, b"{" + body + b"}") for key, body, _version in piece]
+                limit = self._next(piece)
 
     async def look(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The rows of these keys now, None where there is none."""
         found: dict[bytes, bytes] = {}
         for start in range(0, len(keys), FETCH_ROWS):
-            found.update(await asyncio.to_thread(self._look, keys[start : start + FETCH_ROWS]))
+            found.update(await beside(self._look, keys[start : start + FETCH_ROWS]))
         return [found.get(key) for key in keys]
 
     # one record
@@ -126,10 +130,43 @@ class TableRows:
             raise ConfigError(f"{text!r} is no {type_name}", hint="give the key as PostgreSQL shows it") from error
         return str(row[0]) if row else text
 
+    def _position(self) -> bytes:
+        lsn = self._one("SELECT (pg_current_wal_insert_lsn() - '0/0')::int8")
+        self._one("SELECT pg_logical_emit_message(true, $1, $2)", (MESSAGE_PREFIX, HEARTBEAT.decode()))
+        return Position(self._epoch, int(lsn), MAX_ORDINAL).encode()
+
+    def _begin(self, connection: Connection[Any]) -> None:
+        """Opens the cursor, and with it the moment."""
+        _run(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        part: sql.Composable = sql.SQL("")
+        if self._sample is not None:
+            found = _run(connection, sql.SQL("SELECT count(*) FROM {}").format(self._from())).fetchone()
+            self.share = min(1.0, self._sample / max(1, found[0] if found else 0))
+            part = sql.SQL(" TABLESAMPLE BERNOULLI ({})").format(sql.Literal(100 * self.share))
+        columns = sql.SQL(", ").join(self._texts)
+        query = sql.SQL("DECLARE verified NO SCROLL CURSOR FOR SELECT {} FROM {}{}")
+        _run(connection, query.format(columns, self._from(), part))
+
+    def _fetch(self, connection: Connection[Any], rows: int) -> list[Packed]:
+        return self._packed(_run(connection, f"FETCH {rows} FROM verified").pgresult)
+
+    @staticmethod
+    def _next(piece: Sequence[Packed]) -> int:
+        """How many rows to fetch behind these."""
+        size = sum(len(body) for _key, body, _version in piece) // len(piece)
+        return max(1, min(FETCH_ROWS, FETCH_BYTES // max(1, size)))
+
     def _look(self, keys: Sequence[bytes]) -> Rows:
         columns = sql.SQL(", ").join(self._texts)
         query = sql.SQL("SELECT {} FROM {} t{}").format(columns, self._from(), self._join())
-        return self._piece(query, self._arrays(keys))
+        found = self._packed(_run(self._connection, query, self._arrays(keys)).pgresult)
+        return [(key, b"{" + body + b"}") for key, body, _version in found]
+
+    def _packed(self, result: pq.abc.PGresult | None) -> list[Packed]:
+        rows: list[Packed] = []
+        if result is not None and result.ntuples:
+            self._decode(result.get_value, result.ntuples, rows)
+        return rows
 
     def _join(self) -> sql.Composed:
         """Joins the wanted keys, which come as one text array a key column."""
@@ -145,31 +182,29 @@ class TableRows:
         decoded = [_KEY.decode(key) for key in keys]
         return [[_text(bytes(key[column.name])) for key in decoded] for column in self._keys]
 
-    def _piece(self, query: str | sql.Composed, parameters: Sequence[Any] = ()) -> Rows:
-        cursor = self._run(query, parameters)
-        return [self._row(row) for row in cursor.fetchall()]
-
-    def _row(self, texts: Sequence[str | None]) -> tuple[bytes, bytes]:
-        fragments = [
-            NULL if text is None else column.codec(text.encode())
-            for column, text in zip(self.table.columns, texts, strict=True)
-        ]
-        key = self.table.key_template % tuple(fragments[i] for i in self.table.key)
-        return key, b"{" + self.table.row_template % tuple(fragments) + b"}"
-
     def _from(self) -> sql.Composable:
         return sql.Identifier(self.table.schema, self.table.name)
 
     def _one(self, query: str | sql.Composed, parameters: Sequence[Any] = ()) -> Any:
-        row = self._run(query, parameters).fetchone()
+        row = _run(self._connection, query, parameters).fetchone()
         return None if row is None else row[0]
 
-    def _run(self, query: str | sql.Composed, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
-        try:
-            cursor = raw(self._connection)
-            return cursor.execute(query.encode() if isinstance(query, str) else query, parameters or None)
-        except psycopg.Error as error:
-            raise connect_error(error) from error
+
+def _run(connection: Connection[Any], query: str | sql.Composed, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
+    try:
+        return raw(connection).execute(query.encode() if isinstance(query, str) else query, parameters or None)
+    except psycopg.Error as error:
+        raise connect_error(error) from error
+
+
+def _refuse_masked(table: Table) -> None:
+    for column in (table.columns[i] for i in table.key):
+        if column.masked:
+            raise PreconditionError(
+                f"the key column {column.name} of {table.schema}.{table.name} is masked, so its rows cannot be looked "
+                "up by the keys of the topics",
+                hint="verify another table, or leave the key unmasked",
+            )
 
 
 def _text(fragment: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -13,10 +14,12 @@ from cdc.errors import StoreError
 from consumers.embedder import Embedder
 from consumers.faiss.arrays import Vectors
 from consumers.faiss.content import Content, Hit
+from consumers.faiss.digests import digests
 from consumers.faiss.ledger import State
 from consumers.store import Version
 
 T = TypeVar("T")
+TURN = 20_000  # rows of the ledger listed in one turn at the gate: some 5 ms
 
 
 class Statistics(NamedTuple):
@@ -58,9 +61,21 @@ class Reading:
 
     async def scan(self, schema: str, table: str) -> AsyncIterator[tuple[bytes, bytes]]:
         """Live records, those without a vector too; rejected ones are not there."""
+        start = 0 if (schema, table) == self._table else None
+        while start is not None:
+            found, start = await self._read(partial(held, start=start))
+            for key, position in found:
+                yield key, position
+
+    async def digests(self, schema: str, table: str, keys: Sequence[bytes], *, versions: bool, each: bool) -> list[str]:
+        """Checksums over what the index really holds of the keys; see consumers.faiss.digests."""
+        asked = keys if (schema, table) == self._table else []
+        return await self._read(lambda content: digests(content, asked, versions=versions, each=each))
+
+    async def doubt(self, schema: str, table: str, keys: Sequence[bytes]) -> None:
+        """The next record of each of these keys is decoded in full, its text embedded although it did not change."""
         if (schema, table) == self._table:
-            for held in await self._read(lambda content: content.held()):
-                yield held
+            await self._read(lambda content: doubt(content, keys))
 
     async def statistics(self) -> Statistics:
         """For people and for the gateway."""
@@ -98,6 +113,24 @@ class Reading:
 
     async def _read(self, work: Callable[[Content], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._searchers, work, self.loaded())
+
+
+def held(content: Content, start: int) -> tuple[list[tuple[bytes, bytes]], int | None]:
+    """`(key, position)` of the live records among `TURN` rows of the ledger from `start` on, and where to go on: the
+    gate is held for a few milliseconds."""
+    with content.gate.reading():
+        ledger = content.ledger
+        states = ledger.states[start : start + TURN]
+        rows = start + np.flatnonzero((states == State.LIVE) | (states == State.BARE))
+        found = list(zip(ledger.keys[rows].tolist(), ledger.positions[rows].tolist(), strict=True))
+        return found, start + TURN if start + TURN < len(ledger.states) else None
+
+
+def doubt(content: Content, keys: Sequence[bytes]) -> None:
+    """Forgets of which text the vectors of these keys were made."""
+    with content.gate.writing():
+        ids = content.ledger.look_up(keys)
+        content.ledger.digests[ids[ids >= 0]] = 0
 
 
 def statistics_of(content: Content) -> Statistics:

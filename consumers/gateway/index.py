@@ -21,7 +21,7 @@ from cdc.position import decode_position
 from cdc.version import decode_vector
 from consumers.freshness import Freshness
 from consumers.gateway.models import Figures, Health, IndexHit, IndexHits, IndexStats, Query
-from consumers.gateway.records import VectorOf, records
+from consumers.gateway.records import VectorOf, Verifiable, records
 from consumers.gateway.refusals import malformed
 from consumers.store import Inspectable, Partition, Version
 
@@ -60,13 +60,14 @@ class Parts:
     wait_for: Callable[[bytes], Awaitable[None]]
     reached: Callable[[], Mapping[Partition, int]]
     vector_of: VectorOf | None = None
+    verified: Verifiable | None = None
 
 
 def create_app(parts: Parts) -> FastAPI:
     """The application; serve it with `GatewayServer`."""
     app = FastAPI(title="memory-cdc index", version=__version__)
     app.add_exception_handler(RequestValidationError, malformed)
-    app.include_router(records(parts.store, parts.freshness, parts.vector_of))
+    app.include_router(records(parts.store, parts.freshness, parts.vector_of, parts.verified))
 
     @app.post("/search")
     async def search(query: Query) -> IndexHits:

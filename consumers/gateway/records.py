@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -35,6 +36,36 @@ class Keys(BaseModel):
     vectors: bool = False
 
 
+class Checked(BaseModel):
+    """Keys of which checksums are asked, one of all or of `each`; `versions`: over their version vectors too."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    table: str = Field(pattern=NAME)
+    keys: list[str] = Field(max_length=KEYS)
+    versions: bool = False
+    each: bool = False
+
+
+class Doubted(BaseModel):
+    """Keys whose vectors are not what they have to be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    table: str = Field(pattern=NAME)
+    keys: list[str] = Field(max_length=KEYS)
+
+
+class Verifiable(Protocol):
+    """What verify asks of an index beside its records."""
+
+    async def digests(self, schema: str, table: str, keys: Sequence[bytes], *, versions: bool, each: bool) -> list[str]:
+        """Checksums over what is really held; see consumers.faiss.digests. Raises StoreError."""
+
+    async def doubt(self, schema: str, table: str, keys: Sequence[bytes]) -> None:
+        """The next record of each of these keys is decoded in full. Raises StoreError."""
+
+
 class Held(BaseModel):
     """One record's version: position in its wire form, version vector as JSON text, vector as `f32:…`."""
 
@@ -51,9 +82,13 @@ class Reached(BaseModel):
     age_seconds: float | None
 
 
-def records(store: Inspectable, freshness: Freshness, vector_of: VectorOf | None) -> APIRouter:
-    """`POST /versions`, `GET /records`, `GET /reached`."""
+def records(
+    store: Inspectable, freshness: Freshness, vector_of: VectorOf | None, verified: Verifiable | None = None
+) -> APIRouter:
+    """`POST /versions`, `GET /records`, `GET /reached`; `POST /digests` and `POST /doubt` of what is `verified`."""
     router = APIRouter()
+    if verified is not None:
+        _verifying(router, verified)
 
     @router.post("/versions")
     async def versions(asked: Keys) -> list[Held | None]:
@@ -93,6 +128,27 @@ def records(store: Inspectable, freshness: Freshness, vector_of: VectorOf | None
         return Reached(position=freshness.position.decode() or None, age_seconds=freshness.age())
 
     return router
+
+
+def _verifying(router: APIRouter, store: Verifiable) -> None:
+    @router.post("/digests")
+    async def digests(asked: Checked) -> list[str]:
+        """Checksums in hex, one of all keys or one of each."""
+        schema, table = asked.table.split(".")
+        keys = [key.encode() for key in asked.keys]
+        try:
+            return await store.digests(schema, table, keys, versions=asked.versions, each=asked.each)
+        except StoreError as error:
+            raise HTTPException(503, str(error)) from error
+
+    @router.post("/doubt", status_code=204)
+    async def doubt(asked: Doubted) -> None:
+        """Before rows are sent again: text that did not change is embedded again then."""
+        schema, table = asked.table.split(".")
+        try:
+            await store.doubt(schema, table, [key.encode() for key in asked.keys])
+        except StoreError as error:
+            raise HTTPException(503, str(error)) from error
 
 
 async def _floats(keys: Sequence[bytes], vector_of: VectorOf | None) -> Sequence[str | None]:

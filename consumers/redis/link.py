@@ -23,7 +23,7 @@ RETRIES = 1  # at once, for a connection that went stale; waiting longer is the 
 
 _SOURCES = {
     name: files(__package__).joinpath(f"{name}.lua").read_text()
-    for name in ("apply", "begin", "open", "mark", "rekey", "walk", "foreign", "swap")
+    for name in ("apply", "begin", "open", "mark", "rekey", "walk", "foreign", "swap", "digest")
 }
 _HASHES = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in _SOURCES.items()}  # how EVALSHA names it
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
+
 from cdc.config import Config
-from cdc.errors import CdcError
+from cdc.errors import CdcError, DecodeError
 from consumers.redis.keys import keys_for
 from consumers.redis.layout import Layout
 from consumers.redis.link import Link
@@ -19,8 +21,10 @@ from consumers.redis.sentinel import read_sentinel
 from consumers.store import Version
 
 STEP = 250  # keys SCAN looks at in one step: about a millisecond of the server
+NAMES = 1000  # the same of a step that looks at names only
 READ = 500  # keys asked for in one round trip
 WIDTH = 32  # digits of a position, before the vector in a tombstone
+_pack = msgspec.msgpack.encode
 
 
 async def walk(link: Link, layout: Layout, task: str | bytes) -> AsyncIterator[tuple[int, list[list[bytes]]]]:
@@ -67,6 +71,37 @@ class Reading:
             for name, position, key in listed:
                 yield key or layout.topic_key(name.decode()), position
 
+    async def layout(self, schema: str, table: str) -> Layout | None:
+        """How the table's keys are named; None for one never seen."""
+        return await self._layout(schema, table)
+
+    async def names(self, layout: Layout) -> AsyncIterator[list[bytes]]:
+        """Redis keys that may be the table's, in steps: hashes of its pattern. One may come twice, as in `scan`."""
+        cursor = 0
+        while True:
+            cursor, names = await self.link.command(
+                "SCAN", cursor, "MATCH", layout.names.glob, "COUNT", NAMES, "TYPE", "hash"
+            )
+            yield names
+            if cursor == 0:
+                return
+
+    async def topic_keys(self, layout: Layout, names: Sequence[bytes]) -> list[bytes]:
+        """The topic keys of those that are live records."""
+        found: list[bytes] = []
+        for start in range(0, len(names), READ):
+            asked = names[start : start + READ]
+            replies = await self.link.pipeline([("HMGET", name, "_pos", "_key") for name in asked])
+            for name, reply in zip(asked, replies, strict=True):
+                if isinstance(reply, list) and reply[0] is not None and _is_named(layout, name):
+                    found.append(reply[1] or layout.topic_key(name.decode()))
+        return found
+
+    async def digests(self, fields: Sequence[str], names: Sequence[bytes], *, each: bool) -> list[bytes]:
+        """SHA-1 in hex of what these keys hold, one of all or one of each; see digest.lua."""
+        found = await self.link.run("digest", names, [_pack(list(fields)), "each" if each else "all"])
+        return found if each else [found]
+
     async def _layout(self, schema: str, table: str) -> Layout | None:
         sentinel = await read_sentinel(self.link, self.config.redis.namespace)
         return sentinel.tables.get(f"{schema}.{table}") if sentinel else None
@@ -76,6 +111,14 @@ class Reading:
         commands = [words for name in names for words in (("HMGET", name, "_pos", "_ver"), ("GET", tomb + name))]
         replies = await self.link.pipeline(commands)
         return [_version(*pair) for pair in zip(replies[::2], replies[1::2], strict=True)]
+
+
+def _is_named(layout: Layout, name: bytes) -> bool:
+    try:
+        layout.names.values(name.decode())
+    except (DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _version(held: list[bytes | None] | CdcError, tomb: bytes | CdcError | None) -> Version | None:

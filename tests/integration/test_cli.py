@@ -99,9 +99,13 @@ async def test_the_whole_path(pipeline: CommandLine, data: dict[str, Any]) -> No
     different = pipeline.json("verify", code=1)
     by_store = {comparison["store"]: comparison for comparison in different["comparisons"]}
     assert by_store["redis"]["missing"] == [json.dumps({"id": key}, separators=(",", ":"))]
-    assert by_store["redis"]["stale"] == [json.dumps({"id": str(keys[1][0])}, separators=(",", ":"))]
+    assert by_store["redis"]["different"] == [json.dumps({"id": str(keys[1][0])}, separators=(",", ":"))]
     assert by_store["faiss"]["equal"]
-    assert pipeline.json("verify", "--repair")["equal"]
+    repaired = pipeline.json("verify", "--repair")
+    assert repaired["equal"]
+    [before] = repaired["repaired"]
+    assert (before["counts"]["missing"], before["counts"]["different"]) == (1, 1)
+    assert pipeline.json("verify", "--sample", "5")["comparisons"][0]["sampled"]
 
     for store in ("redis", "faiss"):
         report = pipeline.json("rebuild", store)

@@ -50,7 +50,7 @@ def test_equal_needs_both_stores_compared_and_counted() -> None:
 
 
 def test_differences_of_every_kind_and_table_count() -> None:
-    kinds = {"missing": ["a"], "extra": [], "stale": ["b", "c"], "unsettled": []}
+    kinds = {"missing": ["a"], "extra": [], "stale": ["b", "c"], "different": []}
     none: dict[str, list[str]] = {kind: [] for kind in kinds}
     report = {"comparisons": [{"store": "redis", **kinds}, {"store": "redis", **kinds}, {"store": "faiss", **none}]}
     assert differences_of(report) == {"redis": 6, "faiss": 0}

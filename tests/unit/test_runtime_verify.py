@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import itertools
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
 import pytest
 
-from consumers.verify import compare
+from consumers.verify import Written, compare
 from tests.memory_store import Memory, MemoryStore
 
 TABLE = ("public", "memories")
@@ -42,12 +43,22 @@ def source(on_look: Callable[[], None] = lambda: None) -> Table:
     return Table({b"%d" % n: b"row %d" % n for n in range(10)}, on_look)
 
 
-def matching(memory: Memory) -> Callable[[Sequence[tuple[bytes, bytes]]], object]:
-    async def matches(rows: Sequence[tuple[bytes, bytes]]) -> list[bool]:
-        held = memory.live.rows[TABLE]
+class Texts:
+    """Content: the stored text is the row."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._seen: set[bytes] = set()
+
+    async def matches(self, rows: Sequence[tuple[bytes, bytes]]) -> list[bool]:
+        self._seen.update(key for key, _row in rows)
+        held = self._memory.live.rows[TABLE]
         return [key in held and held[key][2] == row for key, row in rows]
 
-    return matches
+    async def others(self) -> AsyncIterator[bytes]:
+        for key, row in self._memory.live.rows[TABLE].items():
+            if key not in self._seen and row[2] is not None:
+                yield key
 
 
 async def at_once(position: bytes) -> None:
@@ -55,9 +66,14 @@ async def at_once(position: bytes) -> None:
 
 
 async def test_equal(memory: Memory) -> None:
-    found = await compare(MemoryStore(memory), source(), TABLE, at_once, matches=matching(memory))  # type: ignore[arg-type]
+    found = await compare(MemoryStore(memory), source(), TABLE, at_once, content=Texts(memory))
     assert found.equal
     assert found.rows == 10
+
+
+async def written(keys: Collection[bytes]) -> dict[bytes, Written[bytes]]:
+    """The topics hold each row as it is, at the position that the store has."""
+    return {key: Written(b"0" * 32, b"row %b" % key) for key in keys}
 
 
 async def test_each_kind_is_named(memory: Memory) -> None:
@@ -66,9 +82,31 @@ async def test_each_kind_is_named(memory: Memory) -> None:
     held[b"2"] = (b"0" * 32, b"{}", b"something else")
     held[b"77"] = (b"0" * 32, b"{}", b"not at the source")
     held[b"3"] = (b"0" * 32, b"{}", None)  # deleted here only
-    found = await compare(MemoryStore(memory), source(), TABLE, at_once, matches=matching(memory))  # type: ignore[arg-type]
-    assert (sorted(found.missing), found.stale, found.extra, found.unsettled) == ([b"1", b"3"], [b"2"], [b"77"], [])
+    held[b"4"] = (b"/" * 32, b"{}", b"what it was")  # '/' sorts before '0'
+    found = await compare(MemoryStore(memory), source(), TABLE, at_once, content=Texts(memory), newest=written)
+    assert (sorted(found.missing), found.extra) == ([b"1", b"3"], [b"77"])
+    assert (found.stale, found.different, found.unsettled) == ([b"4"], [b"2"], [])
     assert not found.equal
+
+
+async def test_what_the_topics_say_too_is_stale(memory: Memory) -> None:
+    """The store holds what it was given: it is the topics that are behind."""
+    memory.live.rows[TABLE][b"2"] = (b"0" * 32, b"{}", b"before")
+
+    async def behind(keys: Collection[bytes]) -> dict[bytes, Written[bytes]]:
+        return {key: Written(b"0" * 32, b"before") for key in keys}
+
+    found = await compare(MemoryStore(memory), source(), TABLE, at_once, content=Texts(memory), newest=behind)
+    assert (found.stale, found.different) == ([b"2"], [])
+
+
+async def test_keys_alone(memory: Memory) -> None:
+    held = memory.live.rows[TABLE]
+    del held[b"1"]
+    held[b"2"] = (b"0" * 32, b"{}", b"something else")
+    held[b"77"] = (b"0" * 32, b"{}", b"not at the source")
+    found = await compare(MemoryStore(memory), source(), TABLE, at_once)
+    assert (found.missing, found.extra, found.stale, found.different) == ([b"1"], [b"77"], [], [])
 
 
 async def test_what_arrives_in_time_is_no_difference(memory: Memory) -> None:
@@ -81,20 +119,74 @@ async def test_what_arrives_in_time_is_no_difference(memory: Memory) -> None:
         if passes == 2:  # at the close look
             memory.live.rows[TABLE][b"1"] = row
 
-    assert (await compare(MemoryStore(memory), source(), TABLE, caught_up, matches=matching(memory))).equal  # type: ignore[arg-type]
+    assert (await compare(MemoryStore(memory), source(), TABLE, caught_up, content=Texts(memory))).equal
 
 
-async def test_a_row_that_changes_under_our_eyes_is_unsettled(memory: Memory) -> None:
+async def test_the_store_has_come_to_the_moment_of_the_source(memory: Memory) -> None:
+    """It is waited for once the source's moment has come, not before."""
+    order: list[str] = []
+
+    class Watched(Table):
+        async def rows(self) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
+            order.append("moment")
+            async for piece in super().rows():
+                yield piece
+
+    async def caught_up(position: bytes) -> None:
+        order.append("caught up")
+
+    table = Watched(source().held)
+    assert (await compare(MemoryStore(memory), table, TABLE, caught_up, content=Texts(memory))).equal
+    assert order == ["moment", "caught up"]
+
+
+def changing(memory: Memory, follows: Callable[[int], None]) -> Table:
+    """Row 1 changes before each look; `follows` gets the number of the change."""
     table = source()
-    number = 0
+    numbers = itertools.count(1)
 
     def change() -> None:
-        nonlocal number
-        number += 1
+        number = next(numbers)
         table.held[b"1"] = b"version %d" % number
+        follows(number)
 
     table._on_look = change
+    return table
+
+
+async def test_a_row_that_changes_at_each_look_and_is_never_there_is_missing(memory: Memory) -> None:
     del memory.live.rows[TABLE][b"1"]
-    found = await compare(MemoryStore(memory), table, TABLE, at_once, matches=matching(memory))  # type: ignore[arg-type]
-    assert (found.unsettled, found.missing) == ([b"1"], [])
-    assert not found.equal
+    table = changing(memory, lambda number: None)
+    found = await compare(MemoryStore(memory), table, TABLE, at_once, content=Texts(memory))
+    assert (found.unsettled, found.missing) == ([], [b"1"])
+
+
+async def test_a_row_that_changes_at_each_look_is_unsettled_while_the_store_follows(memory: Memory) -> None:
+    held = memory.live.rows[TABLE]
+    held[b"1"] = (b"0" * 32, b"{}", b"on its way")
+
+    def follows(number: int) -> None:
+        held[b"1"] = (b"%032d" % number, b"{}", b"version %d" % (number - 5))
+
+    found = await compare(MemoryStore(memory), changing(memory, follows), TABLE, at_once, content=Texts(memory))
+    assert (found.unsettled, found.stale, found.different) == ([b"1"], [], [])
+    assert found.equal
+
+
+async def test_a_row_that_changes_at_each_look_is_settled_when_the_store_has_what_was_seen(memory: Memory) -> None:
+    held = memory.live.rows[TABLE]
+    held[b"1"] = (b"0" * 32, b"{}", b"on its way")
+
+    def follows(number: int) -> None:
+        held[b"1"] = (b"%032d" % number, b"{}", b"version %d" % (number - 1))
+
+    found = await compare(MemoryStore(memory), changing(memory, follows), TABLE, at_once, content=Texts(memory))
+    assert (found.unsettled, found.stale, found.different) == ([], [], [])
+
+
+async def test_a_sample_looks_at_a_share_of_what_else_the_store_holds(memory: Memory) -> None:
+    held = memory.live.rows[TABLE]
+    held.update({b"x%d" % n: (b"0" * 32, b"{}", b"not at the source") for n in range(1000)})
+    store, content = MemoryStore(memory), Texts(memory)
+    found = await compare(store, source(), TABLE, at_once, content=content, share=lambda: 0.5)
+    assert 350 < len(found.extra) < 650  # nine standard deviations

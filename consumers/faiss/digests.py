@@ -1,0 +1,65 @@
+"""Checksums over what the index really holds, so that verify need not fetch every vector.
+
+They are made of the vectors in the index itself, never of anything noted when they were written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from consumers.faiss.arrays import Ids, Vectors
+from consumers.faiss.content import Content
+from consumers.faiss.index import VectorIndex
+from consumers.faiss.ledger import State
+
+DIGEST_BYTES = 16  # of BLAKE2b
+_SHOWN = (State.LIVE, State.BARE)
+
+
+def text_of(state: int, vector: Vectors | None, version: bytes) -> bytes:
+    """What the checksum of a record is made of: its state, its float32 in little-endian bytes, its version vector."""
+    if state not in _SHOWN:
+        return b"-"
+    floats = b"" if vector is None else vector.astype("<f4", copy=False).tobytes()
+    return b"%d" % state + floats + version
+
+
+def digests(content: Content, keys: Sequence[bytes], *, versions: bool, each: bool) -> list[str]:
+    """BLAKE2b in hex of what is held of the keys, one of all or one of each. Holds the gate while it copies."""
+    with content.gate.reading():
+        ledger = content.ledger
+        ids = ledger.look_up(keys)
+        known = np.maximum(ids, 0)
+        states = np.where(ids >= 0, ledger.states[known], State.UNKNOWN)
+        live = np.flatnonzero(states == State.LIVE)
+        vectors = _held(content.index, ids[live])
+        noted = ledger.vectors[known].tolist() if versions else [b""] * len(keys)
+    places = dict(zip(live.tolist(), vectors, strict=True))
+    texts = [text_of(state, places.get(at), noted[at] or b"") for at, state in enumerate(states.tolist())]
+    if each:
+        return [_digest(text) for text in texts]
+    return [_digest(b"".join(texts))]
+
+
+def _held(index: VectorIndex | None, ids: Ids) -> Vectors:
+    """Shape (n, d); NaN where the ledger says that there is a vector, and the index has none."""
+    if index is None:
+        return np.full((len(ids), 0), np.nan, dtype=np.float32)
+    try:
+        return index.get(ids)
+    except RuntimeError:  # FAISS' for an id that is not there
+        return np.concatenate([_one(index, ids[at : at + 1]) for at in range(len(ids))])
+
+
+def _one(index: VectorIndex, ids: Ids) -> Vectors:
+    try:
+        return index.get(ids)
+    except RuntimeError:
+        return np.full((1, index.dimension), np.nan, dtype=np.float32)
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.blake2b(text, digest_size=DIGEST_BYTES).hexdigest()
