@@ -49,10 +49,11 @@ class Cached(Generic[T]):
 
     async def _answer(self) -> Asked[T]:
         started, at = time.monotonic(), time.time()
+        answer: Asked[T]
         try:
             answer = Asked(await self._ask(), None, at)
         except CdcError as error:
-            answer = Asked[T](None, str(error), at)
+            answer = Asked(None, str(error), at)
         ended = time.monotonic()
         self._due = ended + max(self._seconds, (ended - started) / SHARE)
         return answer
