@@ -1,7 +1,7 @@
 -- What went wrong with single records, and who did what: mirrors for people who speak SQL. The dead-letter topic stays
 -- the truth about letters.
 CREATE TABLE IF NOT EXISTS cdc.letters (
-    id         text PRIMARY KEY,
+    id         text NOT NULL,
     store      text NOT NULL CHECK (store <> ''),
     table_name text CHECK (table_name ~ '^[^.]+\.[^.]+$'),
     key        jsonb,
@@ -14,11 +14,12 @@ CREATE TABLE IF NOT EXISTS cdc.letters (
     refused_at timestamptz NOT NULL,
     closed_at  timestamptz,
     outcome    text CHECK (outcome IN ('redriven', 'superseded', 'discarded')),
+    PRIMARY KEY (store, id),
     CHECK ((closed_at IS NULL) = (outcome IS NULL))
 );
 CREATE INDEX IF NOT EXISTS letters_open ON cdc.letters (table_name, store) WHERE closed_at IS NULL;
 COMMENT ON TABLE cdc.letters IS 'Dead letters: records a store could not hold. A mirror of the dead-letter topics.';
-COMMENT ON COLUMN cdc.letters.id IS 'What `cdc dlq` names it by.';
+COMMENT ON COLUMN cdc.letters.id IS 'What `cdc dlq` names it by; two stores may refuse the same record.';
 COMMENT ON COLUMN cdc.letters.store IS 'Who refused the record: a store, or reader.';
 COMMENT ON COLUMN cdc.letters.table_name IS 'schema.table; NULL for a record that is not of a table.';
 COMMENT ON COLUMN cdc.letters.key IS 'The record''s key, {column: value}; NULL when it does not parse.';

@@ -40,7 +40,7 @@ COMMENT ON FUNCTION cdc.history IS 'system identifier/timeline/database oid: pos
 
 CREATE OR REPLACE FUNCTION cdc.mark() RETURNS pg_lsn LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    most     CONSTANT integer := 1024; -- marks that no store has reached; beyond that every second one goes
+    most     CONSTANT integer := 1024; -- marks kept; beyond that every second one goes
     present  CONSTANT text := cdc.history();
     seen     pg_snapshot;
     log_end  pg_lsn;
@@ -57,7 +57,7 @@ BEGIN
     IF (SELECT count(*) FROM cdc.marks) > most THEN
         DELETE FROM cdc.marks WHERE lsn IN (
             SELECT lsn FROM (SELECT lsn, row_number() OVER (ORDER BY lsn DESC) AS place FROM cdc.marks) numbered
-            WHERE place % 2 = 0);
+            WHERE place % 2 = 0 AND lsn > (SELECT min(lsn) FROM cdc.marks)); -- the one the slowest store stands at stays
     END IF;
     RETURN log_end;
 END $$;
@@ -120,21 +120,30 @@ WITH now AS MATERIALIZED (
            pg_current_xact_id_if_assigned() IS NOT NULL AS writing
 ), bounds AS MATERIALIZED (
     SELECT store, bound FROM cdc.store_bounds(%1$L)
-), parked AS MATERIALIZED (
-    SELECT store, key FROM cdc.letters WHERE table_name = %1$L AND closed_at IS NULL AND key IS NOT NULL
+), known AS MATERIALIZED (
+    SELECT array_agg(store ORDER BY store) AS stores, CASE WHEN bool_and(bound IS NOT NULL) THEN min(bound) END AS least
+    FROM bounds
+), parked AS MATERIALIZED ( -- what the reader itself refused is in no store
+    SELECT b.store, l.key FROM cdc.letters l JOIN bounds b ON l.store IN (b.store, 'reader')
+    WHERE l.table_name = %1$L AND l.closed_at IS NULL AND l.key IS NOT NULL
 )
-SELECT %2$s, x.xid::text::xid8 AS xid, h.stores, h.lacking, h.stores <> '{}' AND h.lacking = '{}' AS synced
-FROM now CROSS JOIN %3$s m
+SELECT %2$s, x.xid::text::xid8 AS xid,
+    CASE WHEN f.synced THEN known.stores ELSE ARRAY(
+        SELECT store FROM bounds WHERE x.xid < bound AND (store, %4$s) NOT IN (SELECT p.store, p.key FROM parked p)
+        ORDER BY store) END AS stores,
+    CASE WHEN f.synced THEN '{}' ELSE ARRAY(
+        SELECT store FROM bounds
+        WHERE x.xid < bound IS NOT TRUE OR (store, %4$s) IN (SELECT p.store, p.key FROM parked p)
+        ORDER BY store) END AS lacking,
+    f.synced
+FROM now CROSS JOIN known CROSS JOIN %3$s m
 CROSS JOIN LATERAL (SELECT cdc.whole_xid(m.xmin::text::bigint, now.next, now.writing)) AS x(xid)
 CROSS JOIN LATERAL (
-    SELECT coalesce(array_agg(b.store ORDER BY b.store) FILTER (WHERE b.held), '{}'),
-           coalesce(array_agg(b.store ORDER BY b.store) FILTER (WHERE NOT b.held), '{}')
-    FROM (SELECT store, coalesce(x.xid < bound, false)
-                 AND (store, jsonb_build_object(%4$s)) NOT IN (SELECT p.store, p.key FROM parked p) AS held
-          FROM bounds) b
-) AS h(stores, lacking)$query$,
+    SELECT x.xid < known.least IS TRUE AND %4$s NOT IN (SELECT p.key FROM parked p)
+) AS f(synced)$query$,
         cdc.name_of(target), (SELECT string_agg(format('m.%I', k), ', ') FROM unnest(key) k),
-        target, (SELECT string_agg(format('%L, m.%I', k, k), ', ') FROM unnest(key) k));
+        target,
+        (SELECT format('jsonb_build_object(%s)', string_agg(format('%L, m.%I', k, k), ', ')) FROM unnest(key) k));
 END $$;
 COMMENT ON FUNCTION cdc.status_query IS 'The query behind a view of cdc.track().';
 

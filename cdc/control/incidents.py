@@ -51,7 +51,7 @@ class Conflict:
 def mirror_letters(connection: Connection[Any], letters: Iterable[Letter]) -> None:
     """Writes each as it is now, in one transaction; a letter seen before is overwritten. Raises psycopg.Error."""
     with connection.transaction():
-        for letter in sorted(letters, key=lambda one: one.id):  # one order: no deadlock
+        for letter in sorted(letters, key=lambda one: (one.store, one.id)):  # one order: no deadlock
             key = None if letter.key is None else Jsonb(dict(letter.key))
             run(connection, "mirror_letter", **{**asdict(letter), "key": key})
 

@@ -101,7 +101,7 @@ INSERT INTO cdc.letters (id, store, table_name, key, reason, message, topic, par
     closed_at, outcome)
 VALUES (%(id)s, %(store)s, %(table)s, %(key)s, %(reason)s, %(message)s, %(topic)s, %(partition)s, %(offset)s,
     %(position)s, %(refused_at)s, %(closed_at)s, %(outcome)s)
-ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, message = excluded.message, refused_at = excluded.refused_at,
+ON CONFLICT (store, id) DO UPDATE SET reason = excluded.reason, message = excluded.message, refused_at = excluded.refused_at,
     closed_at = excluded.closed_at, outcome = excluded.outcome;
 
 -- name: record_conflict
