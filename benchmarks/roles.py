@@ -22,6 +22,7 @@ import uvloop
 from benchmarks.bare import drain
 from benchmarks.source import DIMENSION
 from cdc import log
+from cdc.allocator import keep_freed
 from cdc.config import Config, parse
 from cdc.garbage import collect_rarely
 from cdc.reader import Reader
@@ -179,6 +180,8 @@ def main(name: str, path: str, *arguments: str) -> None:
     """Runs a role."""
     log.configure(f"benchmark-{name}")
     config = parse(json.loads(Path(path).read_text()))
+    if name == "reader":
+        keep_freed()  # as `cdc reader` does
     uvloop.run(ROLES[name](config, *arguments))
 
 

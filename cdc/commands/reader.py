@@ -18,7 +18,9 @@ def reader(context: typer.Context) -> None:
     import uvloop
 
     from cdc import listening, log, metrics
+    from cdc.allocator import keep_freed
 
+    keep_freed()
     log.configure("reader", verbose=context.obj.verbose)
     config = configuration(context)
     port = metrics.serve(config.metrics.host, config.metrics.reader_port)
