@@ -1,7 +1,8 @@
 """What is in memory: the ledger of keys and the index of vectors, changed together so that they always agree.
 
 One thread changes it (the writer); searches run in others, through the gate. Decoding happens outside the gate, and
-changes go in by turns of a few hundred records, so that a search never waits for more than one turn.
+changes go in by turns of a few hundred records, so that a search never waits for more than one turn; between two of
+them the searches that run have precedence.
 
 A record that cannot be held takes its key's old vector out of the index, since search must not answer with what is no
 longer true; the key is remembered as rejected at that position. A record without a vector (NULL) is known, not indexed.
@@ -26,9 +27,10 @@ from consumers.faiss.gate import Gate
 from consumers.faiss.index import VectorIndex
 from consumers.faiss.ledger import Ledger, State
 from consumers.faiss.metric import Metric, prepare
+from consumers.faiss.precedence import Precedence
 from consumers.store import Applied, Partition, Record, Version
 
-STAGED = 1024  # records decoded at once: enough for numpy to pay, few enough to stay in the cache
+STAGED = 256  # records decoded at once, 2 ms: enough for numpy to pay, few enough for a search to wait for
 QUERIES = 16  # searched in one turn at the gate
 
 
@@ -55,6 +57,7 @@ class Content:
         self.source = source
         self.metric: Metric = metric
         self.gate = Gate()
+        self.precedence = Precedence()
         self.ledger = Ledger()
         self.index: VectorIndex | None = None
         self.offsets: dict[Partition, int] = {}
@@ -78,6 +81,8 @@ class Content:
         for start in range(0, len(chosen), STAGED):
             places = chosen[start : start + STAGED]
             self._stage([records[i] for i in places.tolist()], ids[places], positions[places], applied)
+            if len(places) == STAGED:
+                self.precedence.give_way()
         self.measure()
         return applied
 
@@ -195,8 +200,9 @@ class Content:
         prepared = self._queries(queries, k)
         started = time.perf_counter()
         found: list[list[Hit]] = []
-        for at in range(0, len(prepared), QUERIES):
-            found += self._some(prepared[at : at + QUERIES], k, nprobe)
+        with self.precedence.searching():
+            for at in range(0, len(prepared), QUERIES):
+                found += self._some(prepared[at : at + QUERIES], k, nprobe)
         metrics.SEARCH_SECONDS.labels(self.label).observe(time.perf_counter() - started)
         return found
 

@@ -58,12 +58,21 @@ def write_bytes(path: Path, data: bytes) -> Seal:
     return _written(path, lambda write: write(data))
 
 
-def write_index(path: Path, index: Any) -> Seal:
-    """A native FAISS file and its seal, taken of what FAISS hands over, not of what the disk made of it."""
-    return _written(path, lambda write: faiss.write_index(index, faiss.PyCallbackIOWriter(write, READ_BYTES)))
+def write_index(path: Path, index: Any, between: Callable[[], object]) -> Seal:
+    """A native FAISS file and its seal, taken of what FAISS hands over, not of what the disk made of it. `between` is
+    called after each MiB."""
+
+    def produce(write: Callable[[bytes], None]) -> None:
+        def passed(data: bytes) -> None:
+            write(data)
+            between()
+
+        faiss.write_index(index, faiss.PyCallbackIOWriter(passed, READ_BYTES))
+
+    return _written(path, produce)
 
 
-def _written(path: Path, produce: Callable[[Callable[[bytes], object]], object]) -> Seal:
+def _written(path: Path, produce: Callable[[Callable[[bytes], None]], None]) -> Seal:
     digest = hashlib.sha256()
     with path.open("xb") as file:
 

@@ -1,8 +1,9 @@
 """Makes what is in memory durable: when a snapshot is due, writing it in the background, and what may be committed.
 
 A copy is taken in the writer's thread between two batches, so that its offsets are exactly those of what it holds;
-searches go on meanwhile. A snapshot that fails in the background is logged and tried again when the next is due, and
-the offsets stand still until one succeeds: nothing is lost, and the age of the newest is a metric with an alert.
+searches go on meanwhile, and have precedence. A snapshot that fails in the background is logged and tried again when
+the next is due, and the offsets stand still until one succeeds: nothing is lost, and the age of the newest is a metric
+with an alert.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class Keeper:
     def _keep(self, taken: Taken) -> None:
         folder = self.generation.next_snapshot()
         try:
-            write(folder, taken)
+            write(folder, taken, self._content.precedence.give_way)
             self.generation.prune(self._settings.keep_snapshots)
         except OSError as error:
             raise ConnectError(

@@ -14,6 +14,7 @@ import hashlib
 import shutil
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -116,8 +117,9 @@ def take(content: Content, kindred: Kindred) -> Taken:
     return Taken(manifest, content.ledger.image(), index.export() if index is not None else None)
 
 
-def write(folder: Path, taken: Taken) -> None:
-    """Makes the snapshot durable under `folder`, which must not exist. Raises OSError, and leaves nothing then."""
+def write(folder: Path, taken: Taken, between: Callable[[], object] = lambda: None) -> None:
+    """Makes the snapshot durable under `folder`, which must not exist; `between` is called after each MiB of vectors.
+    Raises OSError, and leaves nothing then."""
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     make_folder(temporary)
@@ -126,7 +128,7 @@ def write(folder: Path, taken: Taken) -> None:
         manifest = taken.manifest
         manifest.files[LEDGER] = write_bytes(temporary / LEDGER, msgspec.msgpack.encode(taken.image))
         if taken.index is not None:
-            manifest.files[INDEX] = write_index(temporary / INDEX, taken.index)
+            manifest.files[INDEX] = write_index(temporary / INDEX, taken.index, between)
         write_bytes(temporary / MANIFEST, sealed(msgspec.json.encode(manifest)))
         sync_folder(temporary)
         failpoint("faiss.snapshot-written")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import sys
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -24,6 +25,7 @@ from consumers.faiss.columns import Source, TextColumn, VectorColumn
 from consumers.faiss.content import Content
 from consumers.faiss.folder import Generation, Home
 from consumers.faiss.keeper import Keeper
+from consumers.faiss.precedence import SWITCH_SECONDS
 from consumers.faiss.reading import Reading
 from consumers.faiss.snapshot import Kindred
 from consumers.faiss.training import Training
@@ -72,6 +74,7 @@ class FaissStore(Reading):
         """Loads the newest usable snapshot. Raises StoreError when another process has the index, ConnectError while
         the disk is full."""
         await self.close()
+        sys.setswitchinterval(SWITCH_SECONDS)  # of the whole process: a search goes through three of its threads
         threads = self._settings.threads
         pools = self._pools = _pool("write", 1, threads), _pool("background", 2, threads)  # a snapshot and a training
         try:
