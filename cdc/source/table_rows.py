@@ -7,6 +7,7 @@ cannot be found again by it, so such tables are refused.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from cdc.config import Config
 from cdc.errors import ConfigError, PreconditionError
 from cdc.position import MAX_ORDINAL, Position
 from cdc.source.beside import beside, opened
+from cdc.source.binary_vectors import binary_codec
 from cdc.source.catalog import Catalog
 from cdc.source.connection import connect, connect_error, raw
 from cdc.source.events import MESSAGE_PREFIX, Table
@@ -34,9 +36,10 @@ Rows = list[tuple[bytes, bytes]]
 
 
 class TableRows:
-    """One table; `epoch` is the stream's. Fills the `Source` of consumers.verify. With `columns` rows are made of these
-    and the key only. With `sample` `rows` gives about so many, chosen at random: a `share` of all.
+    """One table; `epoch` is the stream's. Fills the `Source` of consumers.verify.
 
+    With `columns` rows are made of these and the key only, and the vector is read in binary (one with NULLs may then be
+    another JSON text). With `sample` `rows` gives about so many, chosen at random: a `share` of all.
     Raises PreconditionError and ConfigError for a table that cannot be compared, ConnectError."""
 
     def __init__(
@@ -56,6 +59,8 @@ class TableRows:
             whole = catalog.table(schema, name)
             texts = catalog.text_columns(whole)
             _refuse_masked(whole)
+            if columns is not None:
+                whole, texts = _with_binary_vector(whole, texts, config, catalog)
         except BaseException:
             self._connection.close()
             raise
@@ -144,7 +149,7 @@ class TableRows:
             self.share = min(1.0, self._sample / max(1, found[0] if found else 0))
             part = sql.SQL(" TABLESAMPLE BERNOULLI ({})").format(sql.Literal(100 * self.share))
         columns = sql.SQL(", ").join(self._texts)
-        query = sql.SQL("DECLARE verified NO SCROLL CURSOR FOR SELECT {} FROM {}{}")
+        query = sql.SQL("DECLARE verified BINARY NO SCROLL CURSOR FOR SELECT {} FROM {}{}")
         _run(connection, query.format(columns, self._from(), part))
 
     def _fetch(self, connection: Connection[Any], rows: int) -> list[Packed]:
@@ -159,7 +164,7 @@ class TableRows:
     def _look(self, keys: Sequence[bytes]) -> Rows:
         columns = sql.SQL(", ").join(self._texts)
         query = sql.SQL("SELECT {} FROM {} t{}").format(columns, self._from(), self._join())
-        found = self._packed(_run(self._connection, query, self._arrays(keys)).pgresult)
+        found = self._packed(_run(self._connection, query, self._arrays(keys), binary=True).pgresult)
         return [(key, b"{" + body + b"}") for key, body, _version in found]
 
     def _packed(self, result: pq.abc.PGresult | None) -> list[Packed]:
@@ -190,11 +195,29 @@ class TableRows:
         return None if row is None else row[0]
 
 
-def _run(connection: Connection[Any], query: str | sql.Composed, parameters: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
+def _run(
+    connection: Connection[Any], query: str | sql.Composed, parameters: Sequence[Any] = (), *, binary: bool = False
+) -> psycopg.Cursor[Any]:
+    """Text is the same in binary; what is no text is asked for that way, by `binary` or a BINARY cursor."""
     try:
-        return raw(connection).execute(query.encode() if isinstance(query, str) else query, parameters or None)
+        statement = query.encode() if isinstance(query, str) else query
+        return raw(connection).execute(statement, parameters or None, binary=binary)
     except psycopg.Error as error:
         raise connect_error(error) from error
+
+
+def _with_binary_vector(
+    table: Table, texts: list[sql.Composable], config: Config, catalog: Catalog
+) -> tuple[Table, list[sql.Composable]]:
+    """The table and what to select for its columns, the vector as it is where its binary form is known."""
+    name = config.table(table.schema, table.name).vector
+    columns, selected = list(table.columns), list(texts)
+    for place, column in enumerate(columns):
+        codec = binary_codec(catalog.type_of(column.type_oid)) if column.name == name and not column.masked else None
+        if codec is not None:
+            columns[place] = replace(column, codec=codec)
+            selected[place] = sql.Identifier(column.name)
+    return replace(table, columns=tuple(columns)), selected
 
 
 def _refuse_masked(table: Table) -> None:
