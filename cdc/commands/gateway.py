@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -11,7 +12,6 @@ from cdc.commands.configuration import configuration
 
 if TYPE_CHECKING:
     from cdc.config import Config
-    from consumers.gateway.timeline import Timeline
 
 
 def gateway(context: typer.Context) -> None:
@@ -32,6 +32,7 @@ async def _serve(config: Config) -> None:
     from cdc.commands.gateway_jobs import Desk
     from cdc.commands.gateway_source import PostgresSource
     from cdc.commands.gateway_stores import IndexView, RedisView
+    from cdc.commands.gateway_watermarks import Recorder
     from cdc.commands.index_client import RemoteIndex
     from cdc.commands.stopping import on_signal
     from consumers.gateway.admin import Gate
@@ -66,20 +67,20 @@ async def _serve(config: Config) -> None:
             async with GatewayServer(app, config.gateway.host, config.gateway.port) as server:
                 listening.announce("clients are answered", config.gateway.host, server.port)
                 with on_signal(stop.set):
-                    await _until(stop, timeline)
+                    await _until(stop, timeline.listen(), Recorder(config, parts, statistics).run())
         finally:
             await desk.close()
             source.close()
             await store.close()
 
 
-async def _until(stop: asyncio.Event, timeline: Timeline) -> None:
-    """Raises what reading the heartbeats raised."""
-    listening, stopping = asyncio.ensure_future(timeline.listen()), asyncio.ensure_future(stop.wait())
-    await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (listening, stopping):
+async def _until(stop: asyncio.Event, *beside: Coroutine[Any, Any, None]) -> None:
+    """What runs beside runs as long; raises what one of them raised."""
+    stopping = asyncio.ensure_future(stop.wait())
+    tasks = [asyncio.ensure_future(work) for work in beside]
+    await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (stopping, *tasks):
         task.cancel()
-    ended = await asyncio.gather(listening, return_exceptions=True)
-    for error in ended:
-        if isinstance(error, Exception):
-            raise error
+    for ended in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended

@@ -14,23 +14,21 @@ from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
-import psycopg
 from psycopg import Connection
 
 from cdc import log
 from cdc.commands.asking import translated
+from cdc.commands.gateway_control import keep
 from cdc.commands.gateway_work import WORKS, Report
 from cdc.config import Config
 from cdc.control import audit, jobs
-from cdc.errors import CdcError, PreconditionError, StoreError
-from cdc.source.connection import connect, connect_error
+from cdc.errors import CdcError, PreconditionError
 from consumers.gateway.admin import Caller, Job
 from consumers.gateway.stats import Statistics, Stats
 from consumers.retry import delays
 
 LOG = log.get(__name__)
 
-NAME = "memory-cdc gateway jobs"
 MOST = 4  # at once: each may keep a core busy
 STEP_SECONDS = 1.0
 SILENT = timedelta(seconds=60)  # far beyond a step of a process that lives
@@ -145,17 +143,7 @@ class Desk:
             await asyncio.sleep(0 if self._stopping else delay)
 
     def _keep(self, step: Callable[[Connection[Any]], T]) -> T:
-        """One step on a connection of its own."""
-        with connect(self._config.postgres, name=NAME) as connection:
-            try:
-                return step(connection)
-            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-                raise StoreError(
-                    "jobs and the audit log cannot be kept: the control schema is not there",
-                    hint="apply sql/: `cdc init`",
-                ) from error
-            except psycopg.Error as error:
-                raise connect_error(error) from error
+        return keep(self._config, step)
 
 
 def figures(stats: Stats) -> dict[str, Any]:

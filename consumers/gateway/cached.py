@@ -34,7 +34,7 @@ class Cached(Generic[T]):
     def __init__(self, ask: Callable[[], Awaitable[T]], seconds: float) -> None:
         self._ask = ask
         self._seconds = seconds
-        self._held: Asked[T] | None = None
+        self.held: Asked[T] | None = None  # the last answer, however old
         self._due = 0.0  # monotonic seconds
         self._asking = asyncio.Lock()
 
@@ -42,9 +42,9 @@ class Cached(Generic[T]):
         """What is held while it is young enough; `fresh`: asked after this call began."""
         since = time.time()
         async with self._asking:  # whoever waited for another's question takes its answer
-            held = self._held
+            held = self.held
             if held is None or (held.at < since if fresh else time.monotonic() >= self._due):
-                held = self._held = await self._answer()
+                held = self.held = await self._answer()
             return held
 
     async def _answer(self) -> Asked[T]:

@@ -80,9 +80,16 @@ class Statistics:
         return look
 
     async def tables(self) -> list[str]:
-        """Every table that travels, from PostgreSQL, else from the topics."""
-        source = (await self._source.get()).value
-        return sorted(source.tables) if source is not None else self._parts.timeline.tables()
+        """Every table that travels, by the topics and the last count; only when neither tells any is it counted."""
+        known = set(self._parts.timeline.tables())
+        source = self._source.held if known or self._source.held else await self._source.get()
+        return sorted(known | set(source.value.tables if source and source.value else ()))
+
+    def known(self, store: str, table: str) -> int | None:
+        """Records at the last count, without asking; None when there was none."""
+        held = self._stores[store].held
+        counts = None if held is None or held.value is None else held.value.tables.get(table)
+        return None if counts is None else counts.records
 
     async def get(self, *, fresh: bool = False) -> Stats:
         """Never raises CdcError: what cannot be asked is down, also when it still answered a second ago."""
@@ -106,7 +113,7 @@ class Statistics:
 
         look = await _alive(self._stores[view.name], answers, fresh)
         if look.value is None:
-            return _store_stats(look, Place(None, None), None), [f"{view.name} is down: {look.reason}"]
+            return _store_stats(look, Place(), None), [f"{view.name} is down: {look.reason}"]
         tables = list(look.value.tables)
         place = self._parts.timeline.place(offsets, tables)
         try:

@@ -30,11 +30,12 @@ ANSWER_SECONDS = 3.0  # a healthy broker answers in milliseconds
 
 
 class Place(NamedTuple):
-    """How far a store is. `fresh_until`: Unix seconds by the source's clock up to which it holds everything; `lsn`:
-    the same as WAL. None when it is older than every heartbeat kept, or none came yet."""
+    """How far a store is. `fresh_until`: Unix seconds by the source's clock up to which it holds everything; `lsn` and
+    `position` (wire form) the same as WAL. None when it is older than every heartbeat kept, or none came yet."""
 
-    fresh_until: float | None
-    lsn: str | None
+    fresh_until: float | None = None
+    lsn: str | None = None
+    position: str | None = None
 
     def age(self) -> float | None:
         """Seconds; never negative, whatever the clocks say."""
@@ -100,8 +101,9 @@ class Timeline:
         applied = {partition: offsets.get(partition, 0) for partition in self.partitions(tables)}
         for heartbeat in reversed(self._heartbeats):
             if heartbeat.reached(applied):
-                return Place(heartbeat.ts_us / 1e6, format_lsn(decode_position(heartbeat.position).commit_lsn))
-        return Place(None, None)
+                lsn = format_lsn(decode_position(heartbeat.position).commit_lsn)
+                return Place(heartbeat.ts_us / 1e6, lsn, heartbeat.position)
+        return Place()
 
     def before(self, moment: float) -> Mapping[str, list[int]]:
         """The topics' ends at the newest heartbeat before a moment (Unix seconds, source's clock); {} without one."""

@@ -201,3 +201,18 @@ async def test_single_records_and_lists(command: CommandLine, data: dict[str, An
             answer = await client.get(path)
             assert (path, answer.status_code) == (path, code)
             assert answer.json()["detail"]
+
+
+async def test_the_control_schema_knows_which_store_has_which_row(command: CommandLine, data: dict[str, Any]) -> None:
+    """Watermarks are recorded by the gateway; a store that lost its data is not said to have it."""
+    insert(data, 8)
+    synced = "SELECT count(*) FILTER (WHERE synced) FROM cdc.memory_sync_status"
+    async with running(command, data, ("reader",), ("consume", "faiss")) as client:
+        with command.running("consume", "redis"):
+            await until(lambda: execute(data, synced) == [(8,)], "all rows synced by their watermarks")
+            await until(lambda: counted(client, 8), "8 rows everywhere")
+            [(stores,)] = execute(data, "SELECT array_agg(store ORDER BY store) FROM cdc.watermarks WHERE complete")
+            assert stores == ["faiss", "redis"]
+        with redis.Redis.from_url(data["redis"]["url"]) as working_memory:
+            working_memory.flushall()
+        await until(lambda: execute(data, synced) == [(0,)], "no row synced once Redis is empty")

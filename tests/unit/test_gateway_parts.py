@@ -104,12 +104,12 @@ def config() -> Config:
 
 async def test_a_store_is_as_fresh_as_the_newest_heartbeat_it_has_reached(config: Config) -> None:
     timeline = Timeline(config)
-    assert timeline.place({}, ["public.memories"]) == Place(None, None)
+    assert timeline.place({}, ["public.memories"]) == Place()
     for second in range(1, 4):
         position = f"00000001{second:016x}00000000"
         timeline.heard(Heartbeat(second * 1_000_000, position, {TOPIC: [10 * second, 5]}))
     assert timeline.tables() == ["public.memories"]
-    assert timeline.place({(TOPIC, 0): 30, (TOPIC, 1): 5}, ["public.memories"]) == Place(3.0, "0/3")
+    assert timeline.place({(TOPIC, 0): 30, (TOPIC, 1): 5}, ["public.memories"]) == Place(3.0, "0/3", position)
     assert timeline.place({(TOPIC, 0): 29, (TOPIC, 1): 5}, ["public.memories"]).fresh_until == 2.0
     assert timeline.place({(TOPIC, 0): 30}, ["public.memories"]).fresh_until is None  # of one partition nothing came
     assert timeline.before(2.5) == {TOPIC: [20, 5]}
