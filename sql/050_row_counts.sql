@@ -17,13 +17,6 @@ CREATE OR REPLACE VIEW cdc.row_counts AS
     FROM cdc.row_changes r JOIN pg_class c ON c.oid = r.target GROUP BY r.target;
 COMMENT ON VIEW cdc.row_counts IS 'The counted tables with their exact number of rows; transactions says how many rows were summed for that.';
 
-CREATE OR REPLACE FUNCTION cdc.add_rows(target regclass, delta bigint) RETURNS void LANGUAGE sql
-    SET search_path = pg_catalog, pg_temp AS $$
-INSERT INTO cdc.row_changes AS old (target, xid, rows) SELECT $1, pg_current_xact_id(), $2 WHERE $2 <> 0
-ON CONFLICT (target, xid) DO UPDATE SET rows = old.rows + excluded.rows
-$$;
-COMMENT ON FUNCTION cdc.add_rows IS 'Notes what the current transaction did.';
-
 CREATE OR REPLACE FUNCTION cdc.latest_only() RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
@@ -33,17 +26,23 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION cdc.latest_only IS 'TRUNCATE removes rows that an old snapshot does not see: what is to be subtracted can only be told by a fresh one.';
 
--- The table is a trigger's argument, not looked up by name: who may write to a table needs no right here.
+-- With its owner's rights: who may write to a table needs none on the counters.
 CREATE OR REPLACE FUNCTION cdc.count_changes() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    change bigint;
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        PERFORM cdc.add_rows(TG_RELID, (SELECT count(*) FROM fresh));
+        change := (SELECT count(*) FROM fresh);
     ELSIF TG_OP = 'DELETE' THEN
-        PERFORM cdc.add_rows(TG_RELID, -(SELECT count(*) FROM gone));
+        change := -(SELECT count(*) FROM gone);
     ELSE
         PERFORM cdc.latest_only();
-        PERFORM cdc.add_rows(TG_RELID, -(SELECT sum(c.rows) FROM cdc.row_changes c WHERE c.target = TG_RELID)::bigint);
+        change := -(SELECT sum(c.rows) FROM cdc.row_changes c WHERE c.target = TG_RELID);
+    END IF;
+    IF change <> 0 THEN
+        INSERT INTO cdc.row_changes AS own VALUES (TG_RELID, pg_current_xact_id(), change)
+        ON CONFLICT (target, xid) DO UPDATE SET rows = own.rows + excluded.rows;
     END IF;
     RETURN NULL;
 END $$;
