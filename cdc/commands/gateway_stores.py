@@ -17,6 +17,7 @@ from consumers.gateway.parts import Counts, Memory, Row, StoreLook
 from consumers.redis import RedisStore, keys_for
 from consumers.redis.keys import encode_odd
 from consumers.redis.layout import Layout
+from consumers.redis.reading import STEP
 from consumers.redis.rows import STALE
 from consumers.redis.sentinel import Sentinel, read_sentinel
 from consumers.store import Offsets
@@ -46,9 +47,22 @@ class RedisView:
     async def look(self, tables: Sequence[str]) -> StoreLook:
         """Walks over the whole database, once a table."""
         held = await self._sentinel()
-        counts = {table: Counts(records=await self._store.count(*table.split(".", 1))) for table in tables}
+        counts = {table: await self._count(table, held.tables.get(table)) for table in tables}
         memory = await self._store.link.command("INFO", "memory")
         return StoreLook(counts, held.offsets, memory_bytes=int(memory["used_memory"]), notes={"role": held.role})
+
+    async def _count(self, table: str, layout: Layout | None) -> Counts:
+        """In one walk; embeddings only where Redis keeps a table's vectors."""
+        vector = self._config.table(*table.split(".", 1)).vector
+        if vector is None or self._config.redis.vectors == "omit" or layout is None:
+            return Counts(records=await self._store.count(*table.split(".", 1)))
+        cursor, records, embedded = b"0", 0, 0
+        while True:
+            args = [cursor, layout.names.glob, layout.names.lua, STEP, "having", vector]
+            cursor, some, having = await self._store.link.run("walk", [], args)
+            records, embedded = records + some, embedded + sum(having)
+            if cursor == b"0":
+                return Counts(records=records, with_embeddings=embedded, without_embeddings=records - embedded)
 
     async def rows(self, table: str, keys: Sequence[bytes]) -> Sequence[Row | None]:
         """None for a record that is not there."""

@@ -6,14 +6,16 @@ import asyncio
 import secrets
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import redis
 
-from cdc.embedded import Server
-from tests.command_line import CommandLine
+from cdc.embedded import Endpoints, Server
+from tests.command_line import CommandLine, free_ports
 from tests.gateway_rig import PIPELINE, TABLE, counted, degraded, execute, insert, running, status
+from tests.pipeline import MEMORIES, settings
 from tests.waiting import until
 
 ROWS = 1095  # as many as the database held while a health page said 0
@@ -216,3 +218,28 @@ async def test_the_control_schema_knows_which_store_has_which_row(command: Comma
         with redis.Redis.from_url(data["redis"]["url"]) as working_memory:
             working_memory.flushall()
         await until(lambda: execute(data, synced) == [(0,)], "no row synced once Redis is empty")
+
+
+async def test_records_with_and_without_embeddings(
+    servers: Endpoints, dsn: str, own_redis: tuple[str, Server], tmp_path: Path
+) -> None:
+    """A table that brings its vectors along: all three places know how many have one."""
+    data = settings(servers, dsn, tmp_path, **free_ports())
+    data["redis"]["url"], _server = own_redis
+    data["gateway"] |= {"stats_seconds": 0}
+    with redis.Redis.from_url(data["redis"]["url"]) as working_memory:
+        working_memory.flushall()
+    execute(data, MEMORIES)
+    execute(data, "INSERT INTO memories (id, embedding) SELECT n, CASE WHEN n > 4 THEN '{1,2,3}'::real[] END FROM"
+            " generate_series(1, 11) n")  # fmt: skip
+    async with running(CommandLine(tmp_path, data), data, *PIPELINE) as client:
+        await until(lambda: counted(client, 11), "11 rows everywhere")
+        found = await status(client)
+        expected = {"records": 11, "with_embeddings": 7, "without_embeddings": 4}
+        assert [place["tables"][TABLE] for place in (found["source"], *found["stores"].values())] == [expected] * 3
+        one = (await client.get("/memories/5")).json()
+        assert (one["source"], one["row"], one["key"]) == ("redis", {"id": "5"}, {"id": 5})
+        assert (await client.get("/memories/99")).status_code == 404
+        hits = (await client.post("/search", json={"vector": [1, 2, 3], "k": 3})).json()["hits"]
+        assert [hit["row"] for hit in hits] == [{"id": str(hit["key"]["id"])} for hit in hits]
+        assert (await client.post("/search", json={"text": "no embedder here"})).status_code == 422
