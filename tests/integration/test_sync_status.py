@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import random
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.chance import seeded
 TABLE = "public.notes"
 WRITERS = 4
 STEPS = 100
+MARKS = 400
 Row = tuple[Any, ...]
 
 
@@ -322,6 +325,41 @@ def test_marks_are_thinned_out(connect: Callable[[], psycopg.Connection], store:
     assert held(observer) == {1: True}
     store.reach(store.now())
     assert one(observer, "SELECT count(*) < 5 FROM cdc.marks") == (True,)
+
+
+def test_what_a_mark_sees_lies_before_its_end(connect: Callable[[], psycopg.Connection], database: str) -> None:
+    """While others commit; the log itself, decoded, is the witness."""
+    marker, done = connect(), threading.Event()
+    marker.execute("SELECT pg_create_logical_replication_slot('witness', 'test_decoding')")
+
+    def write(number: int) -> int:
+        written = 0
+        with psycopg.connect(database, autocommit=True, options="-c synchronous_commit=off") as own:
+            while not done.is_set():
+                own.execute("INSERT INTO notes VALUES (%s)", [number * 1_000_000 + written])
+                written += 1
+        return written
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        writing = [pool.submit(write, number) for number in range(WRITERS)]
+        try:
+            marks = [one(marker, "SELECT cdc.mark()")[0] for _ in range(MARKS)]
+        finally:
+            done.set()
+        assert sum(written.result() for written in writing) > 0
+    marker.execute(
+        "CREATE TEMP TABLE commits AS SELECT xid::text::xid8 AS xid, lsn"
+        " FROM pg_logical_slot_get_changes('witness', NULL, NULL) WHERE data LIKE 'COMMIT %'"
+    )
+    marker.execute("SELECT pg_drop_replication_slot('witness')")
+    seen, late = one(
+        marker,
+        "SELECT count(*), count(*) FILTER (WHERE c.lsn > m.lsn)"
+        " FROM cdc.marks m JOIN commits c ON pg_visible_in_snapshot(c.xid, m.snapshot)",
+    )
+    assert len(set(marks)) == one(marker, "SELECT count(*) FROM cdc.marks")[0]
+    assert seen > MARKS
+    assert late == 0
 
 
 class Writer:
