@@ -13,6 +13,8 @@ from cdc.commands.configuration import configuration
 if TYPE_CHECKING:
     from cdc.config import Config
 
+SIGNAL_SECONDS = 2.0  # one small query; whoever inserts a row waits that long
+
 
 def gateway(context: typer.Context) -> None:
     """Serves health, counts, freshness, search and records of the whole system."""
@@ -30,9 +32,10 @@ def gateway(context: typer.Context) -> None:
 async def _serve(config: Config) -> None:
     from cdc import listening
     from cdc.commands.gateway_jobs import Desk
+    from cdc.commands.gateway_rounds import rounds
     from cdc.commands.gateway_source import PostgresSource
     from cdc.commands.gateway_stores import IndexView, RedisView
-    from cdc.commands.gateway_watermarks import Recorder
+    from cdc.commands.gateway_watermarks import ROUND_SECONDS, Recorder
     from cdc.commands.index_client import RemoteIndex
     from cdc.commands.stopping import on_signal
     from consumers.gateway.admin import Gate
@@ -67,7 +70,12 @@ async def _serve(config: Config) -> None:
             async with GatewayServer(app, config.gateway.host, config.gateway.port) as server:
                 listening.announce("clients are answered", config.gateway.host, server.port)
                 with on_signal(stop.set):
-                    await _until(stop, timeline.listen(), Recorder(config, parts, statistics).run())
+                    await _until(
+                        stop,
+                        timeline.listen(),
+                        rounds("recording watermarks", Recorder(config, parts, statistics).round, ROUND_SECONDS),
+                        rounds("taking signals", desk.take_signals, SIGNAL_SECONDS),
+                    )
         finally:
             await desk.close()
             source.close()

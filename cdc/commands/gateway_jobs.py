@@ -19,6 +19,7 @@ from psycopg import Connection
 from cdc import log
 from cdc.commands.asking import translated
 from cdc.commands.gateway_control import keep
+from cdc.commands.gateway_signals import taken, waiting
 from cdc.commands.gateway_work import WORKS, Report
 from cdc.config import Config
 from cdc.control import audit, jobs
@@ -29,6 +30,7 @@ from consumers.retry import delays
 
 LOG = log.get(__name__)
 
+TAKER = "cdc gateway"
 MOST = 4  # at once: each may keep a core busy
 STEP_SECONDS = 1.0
 SILENT = timedelta(seconds=60)  # far beyond a step of a process that lives
@@ -55,11 +57,24 @@ class Desk:
                 raise PreconditionError(f"{MOST} jobs are at work", hint="wait for one to end, or cancel one")
             before = figures(await self._statistics.get())
             job = await asyncio.to_thread(self._keep, lambda c: _created(c, kind, arguments, caller, before))
-            loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self._threads, self._work, job, loop)
-            self._running[job.id] = work
-            work.add_done_callback(lambda _: self._running.pop(job.id))
+            self._run(job)
         return Job.model_validate(job)
+
+    def _run(self, job: jobs.Job) -> None:
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, self._work, job, loop)
+        self._running[job.id] = work
+        work.add_done_callback(lambda _: self._running.pop(job.id))
+
+    async def take_signals(self) -> None:
+        """As many as there is room for, when any waits."""
+        async with self._starting:
+            room = MOST - len(self._running)
+            if not room or not await asyncio.to_thread(self._keep, waiting):
+                return
+            before = figures(await self._statistics.get())
+            for job in await asyncio.to_thread(self._keep, lambda c: taken(c, TAKER, room, before)):
+                self._run(job)
 
     async def read(self, job: UUID) -> Job | None:
         """As it is now."""

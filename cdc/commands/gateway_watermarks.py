@@ -8,44 +8,28 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
-from cdc import log
 from cdc.commands.asking import translated
 from cdc.commands.gateway_control import keep
 from cdc.config import Config
 from cdc.control import watermarks
 from cdc.control.watermarks import Watermark
-from cdc.errors import CdcError, ConnectError, StoreError
+from cdc.errors import ConnectError, StoreError
 from cdc.kafka.progress import Progress, read_progress
 from consumers.gateway.parts import Parts, StoreView
 from consumers.gateway.stats import Statistics
 from consumers.store import Offsets
 
-LOG = log.get(__name__)
-
 ROUND_SECONDS = 5.0  # two rounds after a commit the views show it: within the usual objective
 
 
 class Recorder:
-    """Run it beside the gateway."""
+    """Run `round` every ROUND_SECONDS beside the gateway."""
 
     def __init__(self, config: Config, parts: Parts, statistics: Statistics) -> None:
         self._config = config
         self._parts = parts
         self._statistics = statistics
         self._progress: Progress | None = None
-        self._told = ""
-
-    async def run(self) -> None:
-        """For ever."""
-        while True:
-            try:
-                await self.round()
-                self._told = ""
-            except CdcError as error:
-                if str(error) != self._told:
-                    LOG.warning("watermarks are not recorded", reason=error.message, hint=error.hint)
-                self._told = str(error)
-            await asyncio.sleep(ROUND_SECONDS)
 
     async def round(self) -> None:
         """Once. Raises ConnectError, StoreError."""

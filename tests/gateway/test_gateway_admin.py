@@ -138,3 +138,23 @@ async def test_a_job_can_be_cancelled(admin: CommandLine, data: dict[str, Any]) 
                 reader.send_signal(signal.SIGCONT)
     [(state, error)] = execute(data, f"SELECT state, error FROM cdc.jobs WHERE id = '{left['id']}'")
     assert (state, error) in (("failed", "the gateway was stopped while it ran"), ("succeeded", None))
+
+
+async def test_who_has_sql_asks_by_a_row(command: CommandLine, data: dict[str, Any]) -> None:
+    """Without any key of the gateway's; what is asked wrongly is refused with a reason."""
+    insert(data, 6)
+    async with running(command, data, *PIPELINE) as client:
+        await until(lambda: counted(client, 6), "6 rows everywhere")
+        for kind, arguments in {"verify": "{}", "rebuild": '{"store": "disk"}', "pause": "{}"}.items():
+            execute(data, "INSERT INTO cdc.signals (kind, arguments) VALUES (%s, %s)", [kind, arguments])
+        answered = "SELECT count(*) FROM cdc.signals WHERE outcome IS NOT NULL"
+        await until(lambda: execute(data, answered) == [(3,)], "an answer to each signal")
+        asked = dict(execute(data, "SELECT kind, concat_ws(': ', outcome, reason) FROM cdc.signals"))
+        assert asked["verify"] == "accepted"
+        assert asked["rebuild"] == "refused: store: Input should be 'redis' or 'faiss'"
+        assert asked["pause"] == "refused: the gateway does verify, rebuild, snapshot by a signal"
+        job = "SELECT j.state, j.after->'result'->'equal' FROM cdc.jobs j JOIN cdc.signals s ON s.job_id = j.id"
+        await until(lambda: execute(data, job) == [("succeeded", True)], "the verify's job")
+    assert sorted(line[1:3] for line in execute(data, AUDIT)) == [
+        ("signal pause", "refused"), ("signal rebuild", "refused"), ("signal verify", "allowed"),
+    ]  # fmt: skip

@@ -1,0 +1,25 @@
+"""What the gateway does again and again beside answering: a round that fails is told once, and the next is tried."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from cdc import log
+from cdc.errors import CdcError
+
+LOG = log.get(__name__)
+
+
+async def rounds(what: str, work: Callable[[], Awaitable[object]], seconds: float) -> None:
+    """For ever, `seconds` apart. Raises what is no CdcError."""
+    told = ""
+    while True:
+        try:
+            await work()
+            told = ""
+        except CdcError as error:
+            if str(error) != told:
+                LOG.warning(f"{what}: it does not work", reason=error.message, hint=error.hint)
+            told = str(error)
+        await asyncio.sleep(seconds)
