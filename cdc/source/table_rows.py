@@ -149,11 +149,11 @@ class TableRows:
             self.share = min(1.0, self._sample / max(1, found[0] if found else 0))
             part = sql.SQL(" TABLESAMPLE BERNOULLI ({})").format(sql.Literal(100 * self.share))
         columns = sql.SQL(", ").join(self._texts)
-        query = sql.SQL("DECLARE verified BINARY NO SCROLL CURSOR FOR SELECT {} FROM {}{}")
+        query = sql.SQL("DECLARE verified NO SCROLL CURSOR FOR SELECT {} FROM {}{}")
         _run(connection, query.format(columns, self._from(), part))
 
     def _fetch(self, connection: Connection[Any], rows: int) -> list[Packed]:
-        return self._packed(_run(connection, f"FETCH {rows} FROM verified").pgresult)
+        return self._packed(_run(connection, f"FETCH {rows} FROM verified", binary=True).pgresult)
 
     @staticmethod
     def _next(piece: Sequence[Packed]) -> int:
@@ -198,7 +198,7 @@ class TableRows:
 def _run(
     connection: Connection[Any], query: str | sql.Composed, parameters: Sequence[Any] = (), *, binary: bool = False
 ) -> psycopg.Cursor[Any]:
-    """Text is the same in binary; what is no text is asked for that way, by `binary` or a BINARY cursor."""
+    """Text is the same in binary."""
     try:
         statement = query.encode() if isinstance(query, str) else query
         return raw(connection).execute(statement, parameters or None, binary=binary)

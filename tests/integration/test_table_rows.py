@@ -8,10 +8,19 @@ import psycopg
 import pytest
 
 from cdc.config import parse
+from cdc.source import table_rows
 from cdc.source.table_rows import TableRows
 
 TABLE = ("public", "measured")
-VECTORS = ("'{1,2.5,-0}'", "'{1e-40,3.4e38}'", "'{NaN,1,-Infinity}'", "'{}'", "'[3:4]={1,2}'", "NULL")
+VECTORS = (
+    "'{1,2.5,-0}'",
+    "'{1e-40,3.4e38}'",
+    "'{NaN,1,-Infinity}'",
+    "'{}'",
+    "'[3:4]={1,2}'",
+    "NULL",
+    *4 * ("'{1,2}'",),
+)
 NO_VECTORS = ("'{1,NULL,3}'", "'{{1,2},{3,4}}'", "'{{1,2},{NULL,4}}'", "'{{{1.5}}}'")
 
 
@@ -36,6 +45,13 @@ async def rows_of(dsn: str, values: tuple[str, ...], kind: str, columns: set[str
 
 
 ALL = {"note", "ok", "e"}
+
+
+@pytest.fixture(autouse=True)
+def many_round_trips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row each: from the sixth on psycopg prepares the statement."""
+    monkeypatch.setattr(table_rows, "FIRST_ROWS", 1)
+    monkeypatch.setattr(table_rows, "FETCH_ROWS", 1)
 
 
 async def test_binary_vectors_give_the_same_bytes(database: str) -> None:
