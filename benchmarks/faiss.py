@@ -132,7 +132,7 @@ def rebuild(bench: Bench, table: Filled) -> tuple[float, dict[str, float]]:
         "startup_seconds": answer["ended"] - answer["seconds"] - spawned,
         "seconds": answer["seconds"],
         "replay_seconds": phases["verify"] - phases["replay"],
-        "verify_seconds": phases["swap"] - phases["verify"],
+        "train_write_verify_seconds": phases["swap"] - phases["verify"],
         "swap_seconds": answer["ended"] - phases["swap"],
     }
     return table.rows / answer["seconds"], details

@@ -20,9 +20,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from aiokafka import TopicPartition
 
@@ -165,12 +165,15 @@ async def rebuild(
     filling.expectation = expectation = Expectation()
     try:
         await shadow.open()
-        reached = await _replay(config, topics, filling, {})  # (2) replay, (3) catch up
-        await shadow.flush(force=True)
-        filling.tell("verify")
-        await _verify(cast(Inspectable, shadow), expectation, filling.report)  # (4) verify
-        await _compare(live, expectation, filling.report)
-        await _replay(config, topics, filling, reached)  # what came meanwhile: readers see older rows for a moment only
+        async with Replayer(config) as replayer:
+            reached = await _replay(config, replayer, topics, filling, {})  # (2) replay, (3) catch up
+            filling.tell("verify")
+            built = cast(Inspectable, shadow)
+            await _both(_verify(built, expectation), shadow.flush(force=True))  # (4) verify, while an index is trained
+            await _count(built, expectation, filling.report)
+            await _compare(live, expectation, filling.report)
+            # what came meanwhile: readers see older rows for a moment only
+            await _replay(config, replayer, topics, filling, reached)
         await shadow.flush(force=True)
     finally:
         await shadow.close()
@@ -185,31 +188,36 @@ async def rebuild(
 
 
 async def _replay(
-    config: Config, topics: TableTopics, filling: _Filling, reached: Mapping[Partition, int]
+    config: Config, replayer: Replayer, topics: TableTopics, filling: _Filling, reached: Mapping[Partition, int]
 ) -> Mapping[Partition, int]:
     """From `reached`, or the topics' beginning, until little is left; the offsets it came to."""
-    async with Replayer(config) as replayer:
-        phase: Phase = "catch up" if reached else "replay"
-        while True:
-            partitions = await table_partitions(config, topics)
-            if not reached:
-                await filling.begin(partitions, config)
-            ends = await replayer.ends(partitions)
-            starts = await replayer.starts([p for p in partitions if p not in reached])
-            spans = {p: Span(reached.get(p, starts.get(p)), end) for p, end in ends.items()}
-            rest = sum(span.end - (span.start or 0) for span in spans.values())
-            await filling.fill(replayer, spans, phase)
-            reached = {**reached, **ends}
-            if rest <= SMALL_REST:
-                return reached
-            phase = "catch up"
+    phase: Phase = "catch up" if reached else "replay"
+    while True:
+        partitions = await table_partitions(config, topics)
+        if not reached:
+            await filling.begin(partitions, config)
+        ends = await replayer.ends(partitions)
+        starts = await replayer.starts([p for p in partitions if p not in reached])
+        spans = {p: Span(reached.get(p, starts.get(p)), end) for p, end in ends.items()}
+        rest = sum(span.end - (span.start or 0) for span in spans.values())
+        await filling.fill(replayer, spans, phase)
+        reached = {**reached, **ends}
+        if rest <= SMALL_REST:
+            return reached
+        phase = "catch up"
 
 
-async def _verify(shadow: Inspectable, expectation: Expectation, report: Report) -> None:
+async def _both(first: Coroutine[Any, Any, object], second: Coroutine[Any, Any, object]) -> None:
+    """Each to its end, whatever becomes of the other. Raises what one of them raised."""
+    for outcome in await asyncio.gather(first, second, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+async def _verify(shadow: Inspectable, expectation: Expectation) -> None:
     """Raises StoreError when the new store differs from the topics."""
     for table in expectation.tables:
         found = [difference async for difference in expectation.differences(shadow, table)]
-        report.counts[".".join(table)] = (await shadow.count(*table), expectation.count(table), None)
         if found:
             first = found[0]
             raise StoreError(
@@ -217,6 +225,12 @@ async def _verify(shadow: Inspectable, expectation: Expectation, report: Report)
                 f" {first.kind}: {first.key.decode(errors='replace')}; nothing was swapped",
                 hint="rebuild again; if it stays, keep the logs and report it",
             )
+
+
+async def _count(shadow: Inspectable, expectation: Expectation, report: Report) -> None:
+    """Of the new store as it is swapped in."""
+    for table in expectation.tables:
+        report.counts[".".join(table)] = (await shadow.count(*table), expectation.count(table), None)
 
 
 async def _compare(live: Inspectable | None, expectation: Expectation, report: Report) -> None:

@@ -9,10 +9,10 @@ import time
 import pytest
 
 from cdc.config import Config
-from cdc.errors import StoreError
+from cdc.errors import ConnectError, StoreError
 from consumers.rebuild import Progress, Since, rebuild, refill, rollback
 from consumers.runtime import Runtime
-from consumers.store import Applied, Batch, Store
+from consumers.store import Applied, Batch, Offsets, Store
 from tests.memory_store import Contents, Memory, MemoryStore, live, rows
 from tests.topic_writer import TopicWriter
 from tests.waiting import until
@@ -146,3 +146,24 @@ async def test_a_part_never_jumps_over_what_the_store_has_not_seen(config: Confi
     memory = Memory()
     await refill(config, MemoryStore(memory), Since(time_ms=time.time_ns() // 1_000_000 + 60_000))
     assert live(memory) == 50
+
+
+class Failing(MemoryStore):
+    """A shadow that cannot be made durable."""
+
+    async def shadow(self) -> Store:
+        self._shadow = Contents()
+        return _Full(self._memory, self.name, self._shadow)
+
+
+class _Full(MemoryStore):
+    async def flush(self, *, force: bool = False) -> Offsets:
+        raise ConnectError("the disk is full", hint="make room")
+
+
+async def test_what_is_not_durable_is_not_swapped_in(config: Config, topics: TopicWriter) -> None:
+    memory = Memory()
+    before = memory.live
+    with pytest.raises(ConnectError, match="the disk is full"):
+        await rebuild(config, Failing(memory))
+    assert memory.live is before
