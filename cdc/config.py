@@ -105,7 +105,7 @@ class Gateway(Section):
     address: str | None = None  # host:port where clients find it; None: `host` and `port`
     stats_seconds: float = Field(5.0, ge=0)  # counts are taken again when they are older, and tell how old they are
     admin_key: SecretStr | None = Field(None, min_length=16)  # none: nobody may; at best ADMIN_KEY_FILE
-    admin_per_minute: int = Field(30, ge=1)  # calls under /admin and /jobs, refused ones included
+    admin_per_minute: int = Field(120, ge=1)  # calls from one address: twice a look at a job a second
 
 
 class Freshness(Section):
