@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -30,6 +31,7 @@ STRING_HEADER = 5  # of MessagePack's str 32, which wraps a vector
 RANGE = 500  # records of one checksum: the server is busy with them for some 2 ms
 RANGE_BYTES = 1 << 20  # of rows as JSON; SHA-1 takes 2 ms a megabyte
 
+T = TypeVar("T")
 Pairs = Sequence[tuple[bytes, bytes]]  # topic key, row as JSON
 _pack = msgspec.msgpack.encode
 _ROW = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -60,15 +62,7 @@ class RedisContent:
         layout = await self._layout()
         if layout is None:
             return same
-        async with asyncio.TaskGroup() as group:
-            running: asyncio.Task[None] | None = None
-            for chunk in _ranges(pairs):
-                expected = list(self._expected(layout, pairs, chunk))
-                self._seen.append(np.fromiter((hash(one.name) for one in expected), np.int64, len(expected)))
-                if running is not None:
-                    await running
-                running = group.create_task(self._compare(pairs, expected, same))
-                await asyncio.sleep(0)  # it writes its request before the next range is encoded
+        await overlapped(self._range(layout, pairs, chunk, same) for chunk in _ranges(pairs))
         return same
 
     async def others(self) -> AsyncIterator[bytes]:
@@ -105,6 +99,12 @@ class RedisContent:
             number = len(OWN) + len(fields) - fields.count(False)
             yield Expected(place, name, encoded[SHAPE], _pack([*fields, str(number)]))
 
+    def _range(self, layout: Layout, pairs: Pairs, places: range, same: list[bool]) -> Coroutine[Any, Any, None]:
+        """The work that is left for the server once the rows are encoded."""
+        expected = list(self._expected(layout, pairs, places))
+        self._seen.append(np.fromiter((hash(one.name) for one in expected), np.int64, len(expected)))
+        return self._compare(pairs, expected, same)
+
     async def _compare(self, pairs: Pairs, expected: Sequence[Expected], same: list[bool]) -> None:
         """Marks the rows of one range that are held."""
         if not expected:
@@ -131,6 +131,28 @@ class RedisContent:
         encoded = self._encoder.encode(record_of(key, row), None)
         columns, values = self._encoder.shapes[encoded[SHAPE] - 1], encoded[HEAD:]
         return {c.encode(): _bytes(value) for c, value in zip(columns, values, strict=True) if value is not None}
+
+
+async def overlapped(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The works' results in order; while one waits for its server the next is made. Raises what the first to fail
+    raises."""
+    running: deque[asyncio.Task[T]] = deque()
+    found: list[T] = []
+    try:
+        for work in works:
+            running.append(asyncio.ensure_future(work))
+            await asyncio.sleep(0)  # it writes its request
+            if len(running) > 1:
+                found.append(await running[0])
+                running.popleft()
+        while running:
+            found.append(await running[0])
+            running.popleft()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    return found
 
 
 def _ranges(pairs: Pairs) -> Iterator[range]:

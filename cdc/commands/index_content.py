@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cdc.commands.contents import Pairs, record_of, row_vector
+from cdc.commands.contents import Pairs, overlapped, record_of, row_vector
 from cdc.commands.index_client import KEYS, RemoteIndex
 from cdc.config import Config
 from cdc.version import decode_vector, encode_vector
@@ -58,10 +58,11 @@ class IndexContent:
     async def matches(self, pairs: Pairs) -> list[bool]:
         """Raises ConnectError, StoreError."""
         self._seen.update(key for key, _row in pairs)
-        same: list[bool] = []
-        for start in range(0, len(pairs), KEYS):
-            same += await self._range(pairs[start : start + KEYS])
-        return same
+        if pairs:
+            await self._learn_dimension([key for key, _row in pairs[:KEYS]])
+        chunks = (pairs[start : start + KEYS] for start in range(0, len(pairs), KEYS))
+        found = await overlapped(self._range(chunk, self._texts(chunk)) for chunk in chunks)
+        return [equal for chunk in found for equal in chunk]
 
     async def others(self) -> AsyncIterator[bytes]:
         """See Content."""
@@ -69,10 +70,8 @@ class IndexContent:
             if key not in self._seen:
                 yield key
 
-    async def _range(self, pairs: Pairs) -> list[bool]:
+    async def _range(self, pairs: Pairs, texts: Sequence[bytes]) -> list[bool]:
         keys, versions = [key for key, _row in pairs], self._version is not None
-        await self._learn_dimension(keys)
-        texts = self._texts(pairs)
         if await self._index.digests(*self._table, keys, versions=versions, each=False) == [digest(b"".join(texts))]:
             return [True] * len(pairs)
         held = await self._index.digests(*self._table, keys, versions=versions, each=True)

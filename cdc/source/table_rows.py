@@ -28,7 +28,7 @@ from cdc.source.runs import Packed, result_reader
 
 FIRST_ROWS = 500  # of the first round trip, before it is known how wide rows are
 FETCH_ROWS = 5000  # of any other, at most
-FETCH_BYTES = 4 << 20  # about so much a round trip
+FETCH_BYTES = 8 << 20  # about so much a round trip
 NAME = "memory-cdc verify"
 _KEY = msgspec.json.Decoder(dict[str, msgspec.Raw])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +11,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from cdc.commands.contents import RedisContent, _shortest
+from cdc.commands.contents import RedisContent, _shortest, overlapped
 from cdc.commands.index_content import IndexContent, digest
 from cdc.config import Config, parse
 from cdc.envelope import encode_floats
+from cdc.errors import StoreError
 from consumers.faiss.digests import text_of
 from consumers.faiss.ledger import State
 from consumers.faiss.metric import prepare
@@ -139,3 +141,22 @@ def test_fields_of_a_row() -> None:
     assert content.fields(KEY, line) == {
         b"id": b"1", b"ok": b"true", b"n": b"1.50", b"tags": b'["a"]', b"embedding": VECTOR.tobytes(),
     }  # fmt: skip
+
+
+async def test_an_error_of_a_server_comes_out_as_it_is() -> None:
+    """Not in a group, which no command would know; what still runs is ended."""
+    ended: list[int] = []
+
+    async def work(number: int) -> int:
+        if number == 1:
+            raise StoreError("away", hint="wait")
+        try:
+            await asyncio.sleep(0 if number == 0 else 3600)
+        finally:
+            ended.append(number)
+        return number
+
+    with pytest.raises(StoreError):
+        await overlapped(work(number) for number in range(3))
+    assert ended == [0, 2]
+    assert await overlapped(work(0) for _ in range(3)) == [0, 0, 0]
