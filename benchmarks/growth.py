@@ -3,11 +3,12 @@
 Each size has a table of its own, of 100-byte rows, which the reader snapshots into Kafka. Then the reader is stopped,
 changes are made, and it starts again: how long until the first of them is in Kafka, and how fast do they come. After
 that the Redis consumer takes everything, and `cdc verify` compares Redis with PostgreSQL; a difference ends the
-benchmark.
+benchmark. The index has sizes of its own, of vectors of 384 floats, which `cdc verify` compares likewise.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 
@@ -19,15 +20,21 @@ from benchmarks.bench import Bench, require, timed, wait_for_slot
 from benchmarks.children import Child
 from benchmarks.drain import MB, after_warm_up
 from benchmarks.engine import Lane, Ours
+from benchmarks.faiss import filled as indexed
 from benchmarks.measure import Check, Grid, Result, Sample
 from benchmarks.source import SMALL, Load
-from cdc.config import parse
+from cdc.commands.index_client import RemoteIndex
+from cdc.config import Config, parse
+from cdc.embedded.folder import free_port
+from cdc.errors import ConnectError, StoreError
 
 SIZES, FULL, QUICK = (10_000, 100_000, 1_000_000), (10_000, 100_000, 1_000_000, 5_000_000), (10_000, 50_000)
+VECTORS, FULL_VECTORS, QUICK_VECTORS = (20_000, 100_000), (100_000, 1_000_000), (2_000, 10_000)
 CHANGES, QUICK_CHANGES = 100_000, 20_000  # by the stream, behind each size
 LOOK_SECONDS = 0.05
 STALLED_SECONDS = 120.0  # without a new key in Redis
 VERIFY_SECONDS = 1800.0
+INDEXED_SECONDS = 600.0  # until the index holds all vectors
 FLAT, LINEAR = 0.7, 1.5  # targets: of the largest size, its rate and its time a row, against the size before
 
 
@@ -74,11 +81,51 @@ async def run(bench: Bench) -> list[Result]:
     at = f"{last.rows:,} rows over {before.rows:,}"
     return [
         grid,
+        *await verified_index(bench),
         Check(f"snapshot rate, {at}", last.snapshot / before.snapshot, FLAT, at_most=False),
         Check(f"stream rate, {at}", last.stream / before.stream, FLAT, at_most=False),
         Check(f"start to first change, {at}", last.first / before.first, LINEAR),
         Check(f"verify, time a row, {at}", last.verify / last.verified / (before.verify / before.verified), LINEAR),
     ]
+
+
+async def verified_index(bench: Bench) -> list[Result]:
+    """The same of the index, as far as verify is concerned."""
+    sizes = QUICK_VECTORS if bench.quick else FULL_VECTORS if bench.full_growth else VECTORS
+    seconds = [await verify_of_index(bench, rows) for rows in sizes]
+    table = tuple((rows, round(took, 2)) for rows, took in zip(sizes, seconds, strict=True))
+    (before, last), (short, long) = sizes, seconds
+    ratio = long / last / (short / before)
+    name = f"verify of the index, time a row, {last:,} vectors over {before:,}"
+    return [Grid("Growth of the index", ("vectors", "verify s"), table), Check(name, ratio, LINEAR)]
+
+
+async def verify_of_index(bench: Bench, rows: int) -> float:
+    """Seconds of the command, its start included."""
+    async with indexed(bench, "growth", rows, index={"port": free_port(set())}) as table:
+        with bench.start("reader", table.settings), bench.command(table.settings, "consume", "faiss") as consumer:
+            await in_the_index(table.config, consumer, rows)
+            begun = time.monotonic()
+            with bench.command(table.settings, "verify", "--store", "faiss", "--json") as verify:
+                answer = await asyncio.to_thread(verify.answer, VERIFY_SECONDS)
+            took = time.monotonic() - begun
+    require(answer.get("equal") is True, f"the index differs from PostgreSQL: {answer}")
+    bench.tell(f"growth: {rows:,} vectors: verify {took:.1f} s")
+    return took
+
+
+async def in_the_index(config: Config, consumer: Child, rows: int) -> None:
+    """Waits until the index holds that many vectors."""
+    deadline, held = time.monotonic() + INDEXED_SECONDS, 0
+    async with RemoteIndex(config) as index:
+        while held < rows:
+            consumer.look()
+            require(time.monotonic() < deadline, f"the index stands at {held} of {rows} vectors")
+            try:
+                held = await index.count(*config.faiss.table.split(".", 1))
+            except (ConnectError, StoreError):
+                held = 0  # not up yet
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 async def measured(bench: Bench, rows: int) -> Size:
