@@ -61,4 +61,10 @@ class Recorder:
             and place.position is not None
             and place.position.encode() >= before.position.encode()
         )
-        return Watermark(view.name, table, place.position, at, complete, self._statistics.known(view.name, table))
+        rows = self._statistics.known(view.name, table)
+        return Watermark(view.name, table, place.position, at, complete, rows, self._history())
+
+    def _history(self) -> str | None:
+        """The server that progress speaks of: a promoted standby is another one until the reader has noticed."""
+        known = self._progress
+        return None if known is None else f"{known.system_id}/{known.timeline}/{known.database_oid}"
