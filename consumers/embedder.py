@@ -32,6 +32,7 @@ CHUNK_TEXTS = 256  # keeps the intermediate arrays in the processor's cache
 # A word tells the more the rarer it is, and short words are common in every language written in letters.
 SHORT_WORDS = {1: 0.2, 2: 0.3, 3: 0.6}
 PAIR_WEIGHT = 0.6  # a pair is worth less than its words: word order varies between paraphrases
+GRAIN = 2.0**32  # weights are multiples of 1 / GRAIN: sums up to 2^21 are exact, and the same in any order
 GRAM_WEIGHT = 1.0  # all groups of a word together weigh what the word does: inflected forms meet
 
 
@@ -65,7 +66,7 @@ class HashingEmbedder:
 
     def __init__(self, dimension: int) -> None:
         self.dimension = dimension
-        self.pin = f"hash-1-{dimension}"  # 1: the version of the features below
+        self.pin = f"hash-2-{dimension}"  # 2: the version of the features below
         self._lock = threading.Lock()
         self._forget()
 
@@ -121,7 +122,7 @@ class HashingEmbedder:
 
     def _scatter(self, owners: Any, hashes: Any, weights: Any, size: int) -> Any:
         places = (hashes >> np.uint64(1)) % np.uint64(self.dimension)
-        signed = np.where(hashes & np.uint64(1), weights, -weights)
+        signed = np.rint(np.where(hashes & np.uint64(1), weights, -weights) * GRAIN) / GRAIN
         return np.bincount(owners * self.dimension + places.astype(np.int64), weights=signed, minlength=size)
 
 

@@ -14,6 +14,7 @@ from cdc.config import Embedder as Settings
 from cdc.errors import ConfigError
 from consumers import embedder as module
 from consumers.embedder import HashingEmbedder, embedder_from
+from tests.chance import seeded
 
 SENTENCES = [
     "Return the arithmetic mean of the data.",
@@ -136,3 +137,17 @@ def test_a_model_is_pinned_by_its_weights(monkeypatch: pytest.MonkeyPatch) -> No
     assert (model.dimension, model.embed(["x", "y"]).shape) == (3, (2, 3))
     with pytest.raises(ConfigError, match="cannot be loaded"):
         embedder_from(Settings(kind="sentence-transformers", model="absent"))
+
+
+def test_a_text_has_one_vector_whatever_was_embedded_before_or_beside() -> None:
+    """To the last bit, also where features cancel each other: verify compares exactly."""
+    chance = seeded("texts")
+    words = [f"word{number}" for number in range(400)]
+    texts = [" ".join(chance.choices(words, k=120)) for _ in range(300)]
+    alone = [HashingEmbedder(384).embed([text]).tobytes() for text in texts]
+    shuffled = list(enumerate(texts))
+    chance.shuffle(shuffled)
+    beside = HashingEmbedder(384)
+    beside.embed([" ".join(reversed(words))])
+    found = beside.embed([text for _, text in shuffled])
+    assert [vector.tobytes() for vector in found] == [alone[number] for number, _ in shuffled]
