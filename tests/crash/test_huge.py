@@ -44,7 +44,7 @@ WIDE_EXTRA = 64 * MIB  # beside: what libpq and the allocator keep
 
 
 class Processes:
-    """`cdc reader` and both consumers, measured."""
+    """`cdc reader`, both consumers and the gateway, measured."""
 
     def __init__(self, servers: Endpoints, dsn: str, folder: Path) -> None:
         self.data = settings(servers, dsn, folder, **free_ports())
@@ -55,8 +55,8 @@ class Processes:
     @contextlib.contextmanager
     def up(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for name in ("reader", "redis", "faiss"):
-                arguments = ("reader",) if name == "reader" else ("consume", name)
+            for name in ("reader", "redis", "faiss", "gateway"):
+                arguments = ("consume", name) if name in ("redis", "faiss") else (name,)
                 self.running[name] = stack.enter_context(self.command.running(*arguments))
             yield
 
