@@ -174,12 +174,13 @@ def write_wal(connection: psycopg.Connection) -> None:
 
 @contextmanager
 def watched(folder: Path, port: int) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes a reader; nothing listens where the consumers should be."""
+    """A Prometheus that scrapes a reader; nothing listens where consumers and gateway should be."""
     assert PROGRAM is not None
     place = Folder(folder)
     place.lock()
     nobody = f"{HOST}:{free_port({port})}"
-    server = Prometheus(place, PROGRAM, {"cdc-reader": f"{HOST}:{port}", "cdc-redis": nobody, "cdc-faiss": nobody})
+    others = dict.fromkeys(("cdc-redis", "cdc-faiss", "cdc-gateway"), nobody)
+    server = Prometheus(place, PROGRAM, {"cdc-reader": f"{HOST}:{port}"} | others)
     try:
         server.start()
         yield server
