@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 
 from cdc.assembler import Assembler
+from cdc.kafka.block import Rows
 from cdc.kafka.progress import SnapshotState
 from cdc.source.runs import packed
 from cdc.source.snapshot import Span, TableSnapshot
@@ -87,7 +88,7 @@ class Job:
         cut = cut and len(keys) > 1
         keys = keys[: len(keys) // 2] if cut else keys
         final = worker.span.upto is None and not cut
-        content = [packed(TABLES[self.name], fragments(key, rows[key])) for key in keys]
+        content = Rows.of(packed(TABLES[self.name], fragments(key, rows[key])) for key in keys)
         last = [str(keys[-1])] if keys else None
         return Chunk(worker.id, self.name, TABLES[self.name], content, shot, last, final, not cut)
 

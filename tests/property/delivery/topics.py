@@ -75,7 +75,7 @@ class Transaction:
         self.ends: dict[str, list[int]] = {topic: list(ends) for topic, ends in topics.ends.items()}
         for topic, records in chunk.records.items():
             batches = Batches(topic, COUNTS[topic], _Batch, 10)
-            batches.fill(records, chunk.markers.get(topic, ()))
+            batches.fill(records, chunk.markers.get(topic, ()), chunk.blocks.get(topic, ()))
             for partition, batch in batches.rounds():
                 self._write((topic, partition), batch.records)
 
