@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from cdc.config import Config
-from cdc.errors import CdcError, ConnectError, GapError, LoginError, RecordError, StuckError
+from cdc.errors import CdcError, ConnectError, FencedError, GapError, LoginError, RecordError, StuckError
 from cdc.holding import BACKOFF, pause
 from cdc.kafka.progress import Progress
 from cdc.log import get
@@ -32,6 +32,7 @@ from cdc.streaming import Streaming
 log = get(__name__)
 GAP_SECONDS = 15.0  # a refused reader stays up that long, so that Prometheus (5 s) sees why
 STUCK_TRIES = 3  # the plugin's failures at one change until it is refused: each costs PostgreSQL seconds and gigabytes
+FENCED_SECONDS = 60.0  # two readers of one source with slots of their own fence each other without end
 STANDBY_SECONDS = 1.0  # how often a standby asks for the slot
 
 
@@ -46,6 +47,7 @@ class Reader:
         self._gap_seconds = gap_seconds
         self._waits = gap_seconds > 0
         self._failures, self._place = 0, ""  # of the output plugin, in a row, at the same change
+        self._fenced = -FENCED_SECONDS  # when another writer took over last, in monotonic seconds
         self._stop = asyncio.Event()
         self._streaming: Streaming | None = None
 
@@ -59,7 +61,7 @@ class Reader:
         self._stop.set()
 
     async def run(self) -> None:
-        """Until `stop`. Raises GapError, PreconditionError, FencedError … when only a person can help."""
+        """Until `stop`. Raises GapError, PreconditionError, FencedError (twice) … when only a person can help."""
         wait = BACKOFF[0]
         while not self._stop.is_set():
             begun = time.monotonic()
@@ -76,6 +78,8 @@ class Reader:
                 log.warning("waiting", reason=error.message, hint=error.hint, seconds=round(wait, 1))
                 await self._refuse_if_stuck(error)
                 await self._or_stop(asyncio.sleep(pause(wait)))
+            except FencedError as error:
+                self._stand_by_once(error)
             except TablesChanged as change:
                 log.info("beginning anew", reason=change.message)
             except GapError as error:
@@ -86,6 +90,14 @@ class Reader:
             except RecordError as error:
                 await self._wait_for_a_person(error, error.reason)
                 raise
+
+    def _stand_by_once(self, error: FencedError) -> None:
+        """Who hung, and was replaced, hears of it from Kafka or from PostgreSQL, whichever answers first; the next
+        session finds the slot busy and waits. Raises when it happens again: the other has a slot of its own."""
+        if time.monotonic() - self._fenced < FENCED_SECONDS:
+            raise error
+        self._fenced = time.monotonic()
+        log.warning("another reader took over", reason=error.message)
 
     async def _refuse_if_stuck(self, error: ConnectError) -> None:
         """Raises StuckError when the plugin fails at the same change again and again; costly each time, and in vain."""

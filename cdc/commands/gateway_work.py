@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
+from cdc.commands.gateway_control import keep
+from cdc.commands.outcome import Outcome, measure
 from cdc.commands.rebuild import document, fill_anew
 from cdc.commands.snapshot import request
 from cdc.commands.verify import STORES, compare_all
 from cdc.config import Config
+from cdc.control.verify_runs import VerifyRun, record_verify
 from consumers.rebuild import Progress
 
 
@@ -41,10 +47,23 @@ async def refresh_stats(config: Config, arguments: Mapping[str, Any], report: Re
 async def verify(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """How many keys of each kind differ, by store and table."""
     stores = [arguments["store"]] if "store" in arguments else STORES
-    outcomes = await compare_all(config, stores, arguments.get("table"), report.say)
+    outcomes = await compare_all(config, stores, arguments.get("table"), report.say, on_outcome=measure)
+    for run in map(_run, outcomes):
+        await asyncio.to_thread(keep, config, partial(record_verify, verified=run))
     report.done = report.total = sum(outcome.found.rows for outcome in outcomes)
     found = [{name: len(v) if isinstance(v, list) else v for name, v in o.document().items()} for o in outcomes]
     return {"equal": all(outcome.equal for outcome in outcomes), "comparisons": found}
+
+
+def _run(outcome: Outcome) -> VerifyRun:
+    ended = datetime.now(UTC)
+    began = ended - timedelta(seconds=outcome.seconds)
+    found = outcome.counts
+    return VerifyRun(
+        store=outcome.store, table=outcome.table, started_at=began, ended_at=ended, position=None,
+        rows=outcome.found.rows, missing=found["missing"], extra=found["extra"], stale=found["stale"],
+        different=found["different"], unsettled=found["unsettled"], run_by="gateway",
+    )  # fmt: skip
 
 
 async def rebuild(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:

@@ -71,7 +71,7 @@ async def compare(stage: Stage) -> None:
     """(7) All stores with PostgreSQL, key by key."""
     stage.screen.step("cdc verify compares every store with PostgreSQL, key by key")
     stage.summary.differences = differences_of(await stage.command("verify"))
-    stage.summary.rows = (await stage.observer.look()).rows
+    stage.summary.rows = (await stage.observer.look_anew()).rows
     for store, count in stage.summary.differences.items():
         colour = "red" if count else "green"
         stage.screen.say(f"{TITLES[store]:11} [{colour}]{count:,} differences[/] in {stage.summary.rows[store]:,} rows")

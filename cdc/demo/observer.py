@@ -20,6 +20,7 @@ from cdc.demo.workload import Change
 from cdc.errors import StoreError
 
 TABLE = ("public", "memories")
+ANEW_SECONDS = 0.2  # between two questions to the gateway
 PATIENCE_SECONDS = 60.0  # far beyond any lag of a pipeline that works
 ASK_SECONDS = 0.001  # between two questions whether a change has arrived: the resolution of what is measured
 STORES = ("redis", "faiss")
@@ -72,6 +73,22 @@ class Observer:
             self._value("SELECT count(*) FROM memories"), self._log(), self._stats(), *map(self._age, STORES)
         )
         return Look({"postgresql": source, "kafka": log, **stats}, dict(zip(STORES, ages, strict=True)))
+
+    async def look_anew(self) -> Look:
+        """The same, with counts younger than the call: the gateway keeps them for seconds. Raises StoreError."""
+        begun, deadline = time.time(), time.perf_counter() + PATIENCE_SECONDS
+        while not await self._counted_since(begun):
+            if time.perf_counter() > deadline:
+                raise StoreError("the gateway does not count anew", hint="see its log")
+            await asyncio.sleep(ANEW_SECONDS)
+        return await self.look()
+
+    async def _counted_since(self, begun: float) -> bool:
+        try:
+            stores = await self._asked()
+        except httpx.TransportError:
+            return False
+        return all((stores[name]["counted_at"] or 0) >= begun for name in STORES)
 
     async def row(self, key: str) -> dict[str, Any]:
         """One record as PostgreSQL has it."""
@@ -127,11 +144,15 @@ class Observer:
     async def _stats(self) -> dict[str, int | None]:
         """Rows by store, counted by the stores for the gateway."""
         try:
-            stores = (await self._http.get(f"{self._gateway}/stats")).json()["stores"]
+            stores = await self._asked()
         except httpx.TransportError:
             return dict.fromkeys(STORES)
         counts = {name: (stores[name]["tables"] or {}).get(".".join(TABLE)) for name in STORES}
         return {name: None if found is None else found["records"] for name, found in counts.items()}
+
+    async def _asked(self) -> dict[str, Any]:
+        """What the gateway says of each store."""
+        return dict((await self._http.get(f"{self._gateway}/stats")).json()["stores"])
 
     async def _log(self) -> int:
         topic = self._config.kafka.table_topic(*TABLE)

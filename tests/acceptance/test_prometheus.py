@@ -32,6 +32,11 @@ ON_EVENTS = {  # these series are born with the first event of their kind, and n
     "cdc_store_dead_letters_total": "a store refused a record",
     "cdc_store_rebuilds_total": "a store was filled anew",
     "cdc_store_retries_total": "a consumer lost a server",
+    "cdc_verify_differences": "somebody had the gateway verify",
+    "cdc_verify_rows": "the same",
+    "cdc_verify_runs_total": "the same",
+    "cdc_verify_seconds": "the same",
+    "cdc_verify_timestamp_seconds": "the same",
 }
 
 
@@ -39,7 +44,7 @@ ON_EVENTS = {  # these series are born with the first event of their kind, and n
 def prometheus(pipeline: Pipeline) -> Iterator[Prometheus]:
     """It scrapes the running pipeline."""
     metrics = load(Path(pipeline.found["config"]), {}).metrics
-    ports = {"reader": metrics.reader_port, "redis": metrics.redis_port, "faiss": metrics.faiss_port}
+    ports = {part: getattr(metrics, f"{part}_port") for part in ("reader", "redis", "faiss", "gateway")}
     targets = {f"cdc-{part}": f"{metrics.host}:{port}" for part, port in ports.items()}
     folder = Folder(pipeline.data / "prometheus")
     folder.lock()
@@ -76,7 +81,7 @@ async def quiet(prometheus: Prometheus) -> None:
 
     def well() -> bool:
         return (
-            prometheus.targets() == dict.fromkeys(("cdc-reader", "cdc-redis", "cdc-faiss"), "up")
+            prometheus.targets() == dict.fromkeys(("cdc-reader", "cdc-redis", "cdc-faiss", "cdc-gateway"), "up")
             and all(rule["health"] == "ok" for rule in prometheus.rules())
             and {series["store"] for series, _ in prometheus.query("cdc:store_age_seconds")} == {"redis", "faiss"}
             and not prometheus.alerts("pending", "firing")

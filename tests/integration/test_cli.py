@@ -59,12 +59,13 @@ def execute(dsn: str, statement: str) -> list[tuple[Any, ...]]:
 
 
 async def settled(command: CommandLine, rows: int) -> None:
-    """Both stores count that many rows and everything is up."""
+    """Both stores count that many rows, are past Kafka's marks, and everything is up."""
 
     def counted() -> bool:
         done = command.run("status", "--json")
         found = json.loads(done.stdout)
-        return found["up"] and all(store["rows"] == {TABLE: rows} for store in found["stores"].values())
+        stores = found["stores"].values()
+        return found["up"] and all(store["rows"] == {TABLE: rows} and not store["offset_lag"] for store in stores)
 
     await until(counted, f"{rows} rows in both stores")
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cdc.config import Config, parse
 from cdc.embedded import Endpoints
-from cdc.errors import PreconditionError
+from cdc.errors import FencedError, PreconditionError
 from cdc.kafka.progress import Progress, read_progress
 from cdc.reader import Reader
 from cdc.resync import resync
 from cdc.source import relations
 from cdc.source.heartbeat import HEARTBEAT
+from cdc.source.stream import SlotBusy
 from tests.comparison import Record, assert_equal_everywhere, assert_in_order, by_id, rows_of, table_dump, topic_rows
 from tests.pipeline import MEMORIES, CommandChild, config_of, emit, pipeline, reading, settings, source, written
 from tests.waiting import LIMIT_SECONDS, until
@@ -257,3 +258,25 @@ async def test_the_catalog_is_asked_beside_the_loop(
                 connection.execute(put(10 * number, 10 * number + 9))
                 await written(config, reader)
     assert any(thread is not threading.main_thread() for thread in asked)
+
+
+@pytest.mark.parametrize("ends", [[SlotBusy("another one"), None], [FencedError("another one")]])
+async def test_who_was_fenced_begins_anew_once(monkeypatch: pytest.MonkeyPatch, ends: list[Exception | None]) -> None:
+    """It may have hung, and a standby may have taken over, whose slot it then waits for; a second time it is no standby
+    but a reader with a slot of its own, and both would go on like that for ever."""
+    reader = Reader(parse({"postgres": {"dsn": "dbname=unused"}, "kafka": {"bootstrap": "unused"}}), gap_seconds=0)
+    sessions: Iterator[Exception | None] = iter([FencedError("another one"), *ends])
+
+    async def session() -> None:
+        if (error := next(sessions)) is not None:
+            raise error
+        reader.stop()
+
+    monkeypatch.setattr(reader, "_session", session)
+    running = asyncio.wait_for(reader.run(), LIMIT_SECONDS)
+    if ends[-1] is None:
+        await running
+    else:
+        with pytest.raises(FencedError):
+            await running
+    assert next(sessions, None) is None
