@@ -102,6 +102,11 @@ async def said(child: CommandChild, words: str) -> None:
     await until(lambda: words in child.log.read_text(), f"a reader saying {words!r}")
 
 
+def stopped(child: CommandChild) -> bool:
+    """Whether it hangs (proc(5), state T)."""
+    return Path(f"/proc/{child.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 async def settled(config: Config) -> list[Record]:
     """The topic once it holds everything that is committed."""
     with source(config) as connection:
@@ -143,8 +148,12 @@ async def test_a_reader_that_hung_writes_nothing_more(data: dict[str, Any], tmp_
         other = start()
         await said(other, "standing by")
         with writing(config):
-            await said(zombie, "writer.before-commit: stop")
-            seconds = await moved(config, await lsn(config))
+            await until(
+                lambda: stopped(zombie), "a reader that hangs"
+            )  # it says so before: not to be sent on too early
+            begun = time.monotonic()
+            await said(other, '"reading"')  # progress may move once more by what the zombie wrote last
+            seconds = time.monotonic() - begun
             zombie.process.send_signal(signal.SIGCONT)
             await said(zombie, "standing by")
             other.kill()
