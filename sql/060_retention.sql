@@ -1,4 +1,4 @@
--- What is old goes: SELECT * FROM cdc.prune(). The gateway calls it; so may any scheduler.
+-- What is old goes: SELECT * FROM cdc.prune(). For a scheduler: nothing calls it by itself.
 CREATE OR REPLACE FUNCTION cdc.prune(keep interval DEFAULT '90 days', keep_audit interval DEFAULT '365 days')
     RETURNS TABLE (what text, removed bigint) LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $$

@@ -3,94 +3,21 @@
 from __future__ import annotations
 
 import datetime
-import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import psycopg
 import pytest
 
 from cdc.control import incidents, status
 from cdc.control.watermarks import Watermark, record
-from cdc.migrations import migrate
 from tests.chance import seeded
+from tests.control.sync_status import TABLE, Store, held, one, put
 
-TABLE = "public.notes"
-WRITERS = 4
-STEPS = 100
 MARKS = 400
-Row = tuple[Any, ...]
-
-
-@pytest.fixture
-def connect(database: str) -> Iterator[Callable[[], psycopg.Connection]]:
-    """Connections to a database with an empty control schema and a tracked table `notes`; closed afterwards."""
-    migrate(database)
-    made: list[psycopg.Connection] = []
-
-    def connect() -> psycopg.Connection:
-        made.append(psycopg.connect(database, autocommit=True))
-        return made[-1]
-
-    connect().execute("TRUNCATE cdc.watermarks, cdc.marks, cdc.letters; DROP TABLE IF EXISTS notes")
-    made[0].execute("CREATE TABLE notes (id integer PRIMARY KEY, text text)")
-    made[0].execute("SELECT cdc.track('public.notes')")
-    yield connect
-    for connection in made:
-        connection.close()
-
-
-class Store:
-    """A store that is nothing but its watermark, an LSN up to which it has everything."""
-
-    def __init__(self, connection: psycopg.Connection, name: str = "redis", history: str | None = None) -> None:
-        self.connection, self.name, self.history = connection, name, history
-        self.lsn = 0
-
-    def now(self) -> int:
-        """The end of the log."""
-        return int(one(self.connection, "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint")[0])
-
-    def reach(self, lsn: int, *, complete: bool = True) -> None:
-        """Says that it has everything up to there; takes a mark for later."""
-        self.lsn = lsn
-        position = f"{1:08x}{lsn:016x}{0:08x}"
-        said = Watermark(self.name, TABLE, position, datetime.datetime.now(datetime.UTC), complete, 0, self.history)
-        record(self.connection, [said])
-
-    def follow(self) -> None:
-        """Reaches everything committed now: a mark, and then a position behind it."""
-        self.reach(self.lsn)
-        self.reach(self.now())
-
-
-def one(connection: psycopg.Connection, query: str, *parameters: Any) -> Row:
-    row = connection.execute(query.encode(), parameters or None).fetchone()
-    assert row is not None
-    return row
-
-
-def held(connection: psycopg.Connection, store: str = "redis") -> dict[int, bool]:
-    """By id, whether the view says that the store has the row."""
-    query = "SELECT id, stores, lacking, synced FROM cdc.notes_sync_status"
-    rows = connection.execute(query).fetchall()
-    assert all(set(stores).isdisjoint(lacking) for _id, stores, lacking, _synced in rows)
-    assert all(synced == (stores != [] and lacking == []) for _id, stores, lacking, synced in rows)
-    return {key: store in stores for key, stores, _lacking, _synced in rows}
-
-
-@pytest.fixture
-def store(connect: Callable[[], psycopg.Connection]) -> Store:
-    return Store(connect())
-
-
-def put(connection: psycopg.Connection, key: int) -> None:
-    connection.execute(
-        "INSERT INTO notes VALUES (%s, '') ON CONFLICT (id) DO UPDATE SET text = notes.text || '.'", [key]
-    )
+WRITERS = 4
 
 
 def test_a_row_is_there_when_the_watermark_has_passed_it(
@@ -360,73 +287,3 @@ def test_what_a_mark_sees_lies_before_its_end(connect: Callable[[], psycopg.Conn
     assert len(set(marks)) == one(marker, "SELECT count(*) FROM cdc.marks")[0]
     assert seen > MARKS
     assert late == 0
-
-
-class Writer:
-    """A connection that does things at random with ids of its own; knows what it has not committed."""
-
-    def __init__(self, connection: psycopg.Connection, number: int) -> None:
-        self.connection, self.number = connection, number
-        self.stack: list[set[int]] = []  # ids written, a level of savepoints each; none when idle
-
-    def step(self, chance: random.Random) -> set[int]:
-        """One action; the ids that it committed."""
-        if not self.stack:
-            self._do(chance.choice(("BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ")))
-            self.stack.append(set())
-            return set()
-        action = chance.choices(("put", "save", "release", "undo", "COMMIT", "ROLLBACK"), (10, 4, 3, 2, 2, 1))[0]
-        if action in ("COMMIT", "ROLLBACK"):
-            self._do(action)
-            written, self.stack = set().union(*self.stack), []
-            return written if action == "COMMIT" else set()
-        if action == "put":
-            key = chance.randrange(10) * WRITERS + self.number
-            put(self.connection, key)
-            self.stack[-1].add(key)
-        elif action == "save":
-            self._do(f"SAVEPOINT s{len(self.stack)}")
-            self.stack.append(set())
-        elif len(self.stack) > 1:
-            top = self.stack.pop()
-            self._do(f"{'RELEASE' if action == 'release' else 'ROLLBACK TO'} s{len(self.stack)}")
-            self.stack[-1] |= top if action == "release" else set()
-        return set()
-
-    @property
-    def open(self) -> set[int]:
-        """Ids that nobody else sees yet."""
-        return set().union(*self.stack)
-
-    def _do(self, statement: str) -> None:
-        self.connection.execute(statement.encode())
-
-
-@pytest.mark.parametrize("turn", range(3))
-def test_never_there_before_it_is(connect: Callable[[], psycopg.Connection], store: Store, turn: int) -> None:
-    """Writers, savepoints and a store that lags, interleaved at random; the oracle knows when each row committed."""
-    chance, observer = seeded(f"turn {turn}"), connect()
-    chance.seed(chance.random() + turn)
-    writers = [Writer(connect(), number) for number in range(WRITERS)]
-    committed: dict[int, int] = {}  # id → an LSN before its newest commit, and after all that came before it
-    claims = 0
-    for _step in range(STEPS):
-        before = store.now()
-        writer = chance.choice(writers)
-        committed.update(dict.fromkeys(writer.step(chance), before))
-        if chance.random() < 0.3:
-            store.reach(chance.randint(store.lsn, store.now()) if chance.random() < 0.5 else store.now())
-        seen = held(observer)
-        assert seen.keys() == committed.keys()
-        early = [key for key, there in seen.items() if there and committed[key] >= store.lsn]
-        assert early == []
-        claims += sum(seen.values())
-        if writer.stack:
-            mine = held(writer.connection)
-            assert [key for key in writer.open if mine[key]] == []
-    for writer in writers:
-        if writer.stack:
-            writer.connection.execute("COMMIT")
-    store.follow()
-    assert set(held(observer).values()) == {True}
-    assert claims > STEPS  # the test is none when it never says "there"
