@@ -107,6 +107,8 @@ setup_system() {
     compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || install "sets the clocks of tests" libfaketime ||
         say "tests that set clocks will be skipped"
     have openssl || install "makes the certificates of tests" openssl || say "tests of TLS will fail"
+    { have chromium && have chromedriver; } || install "the status page is tested in it" chromium chromium-driver ||
+        say "tests of the status page will be skipped"
     have prometheus || install "the alerts are tested with it" prometheus || say "tests that need Prometheus will be skipped"
 }
 
