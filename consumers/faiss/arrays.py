@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,3 +16,4 @@ Positions = npt.NDArray[np.bytes_]  # dtype S32: the wire form, whose order is t
 Bytes = npt.NDArray[np.uint8]
 Digests = npt.NDArray[np.uint64]
 Times = npt.NDArray[np.float64]
+Out = Callable[[bytes | memoryview], object]  # takes a piece of a file, which is void afterwards

@@ -7,14 +7,10 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import faiss as faiss_with_stubs
 
 from cdc.failpoint import failpoint
+from consumers.faiss.arrays import Out
 
-faiss: Any = faiss_with_stubs  # its type stubs lack the writer
-READ_BYTES = 1 << 20
 Seal = tuple[str, int]  # SHA-256 in hex, size in bytes
 
 
@@ -55,35 +51,25 @@ def replace_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> Seal:
     """A new durable file and its seal."""
-    return _written(path, lambda write: write(data))
+    return write_pieces(path, lambda out: out(data))
 
 
-def write_index(path: Path, index: Any, between: Callable[[], object]) -> Seal:
-    """A native FAISS file and its seal, taken of what FAISS hands over, not of what the disk made of it. `between` is
-    called after each MiB."""
+def write_pieces(path: Path, produce: Callable[[Out], object]) -> Seal:
+    """The same of what is handed over piece by piece; the seal is of that, not of what the disk made of it."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb", buffering=0) as file:
 
-    def produce(write: Callable[[bytes], None]) -> None:
-        def passed(data: bytes) -> None:
-            write(data)
-            between()
-
-        faiss.write_index(index, faiss.PyCallbackIOWriter(passed, READ_BYTES))
-
-    return _written(path, produce)
-
-
-def _written(path: Path, produce: Callable[[Callable[[bytes], None]], None]) -> Seal:
-    digest = hashlib.sha256()
-    with path.open("xb") as file:
-
-        def write(data: bytes) -> None:
+        def out(data: bytes | memoryview) -> None:
+            nonlocal size
             digest.update(data)
-            file.write(data)
+            size += len(data)
+            piece = memoryview(data)
+            while piece:  # a disk that fills up takes a part first
+                piece = piece[file.write(piece) :]
 
-        produce(write)
-        file.flush()
+        produce(out)
         os.fsync(file.fileno())
-        return digest.hexdigest(), file.tell()
+        return digest.hexdigest(), size
 
 
 def seal_of(path: Path) -> Seal:

@@ -3,19 +3,22 @@
 An update overwrites its slot, a delete moves the last vector into the hole, so there is never a dead slot and never a
 scan. FAISS' own exhaustive search (`faiss.knn`, what IndexFlat calls too) runs over our array: an IndexFlat would own
 its memory and move it when it grows, under the feet of a search or at the cost of one long turn; ours grows beside
-and is exchanged by one assignment. On disk it is a native IndexIDMap over IndexFlat.
+and is exchanged by one assignment. On disk it is a native IndexIDMap over IndexFlat, written from a picture (`picture`)
+while changes go on.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from weakref import WeakSet
 
 import faiss
 import numpy as np
 
 from consumers.faiss.arrays import Ids, Mask, Vectors
-from consumers.faiss.index import Kind
+from consumers.faiss.index import Kind, Write
 from consumers.faiss.metric import Metric, faiss_metric
+from consumers.faiss.native import write_flat
+from consumers.faiss.picture import Picture
 
 FIRST_SLOTS = 1024
 GROWTH = 4  # memory that nothing was written to costs nothing, and to move vectors does: a third of them, all in all
@@ -36,6 +39,7 @@ class FlatIndex:
         self._ids: Ids = np.empty(slots, dtype=np.int64)  # by slot
         self._slots: Ids = np.full(FIRST_SLOTS, ABSENT, dtype=np.int64)  # by id
         self._size = 0
+        self._pictures: WeakSet[Picture] = WeakSet()  # that somebody still writes
 
     @property
     def size(self) -> int:
@@ -66,6 +70,11 @@ class FlatIndex:
             self._slots[ids[new]] = slots[new]
             self._ids[slots[new]] = ids[new]
             self._size += added
+        self._overwrite(slots, vectors)
+
+    def _overwrite(self, slots: Ids, vectors: Vectors) -> None:
+        for picture in self._pictures:
+            picture.keep(slots)
         self._vectors[slots] = vectors
 
     def _number(self, ids: Ids) -> None:
@@ -87,7 +96,7 @@ class FlatIndex:
         tail = np.arange(size, self._size)
         movers = tail[self._slots[self._ids[tail]] != ABSENT]
         targets = holes[holes < size]
-        self._vectors[targets] = self._vectors[movers]
+        self._overwrite(targets, self._vectors[movers])
         self._ids[targets] = self._ids[movers]
         self._slots[self._ids[targets]] = targets
         self._size = size
@@ -110,12 +119,11 @@ class FlatIndex:
         """See VectorIndex."""
         return self._ids[: self._size].copy(), self._vectors[: self._size].copy()
 
-    def export(self) -> Any:
-        """IndexIDMap over IndexFlat."""
-        index = faiss.IndexIDMap(faiss.IndexFlat(self.dimension, faiss_metric(self._metric)))
-        if self._size:
-            index.add_with_ids(self._vectors[: self._size], self._ids[: self._size])
-        return index
+    def export(self) -> Write:
+        """IndexIDMap over IndexFlat. Copies the ids alone."""
+        picture = Picture(self._ids[: self._size].copy(), self._vectors)
+        self._pictures.add(picture)
+        return lambda out: write_flat(picture, self._metric, out)
 
 
 def flat_of(ids: Ids, vectors: Vectors, metric: Metric) -> FlatIndex:

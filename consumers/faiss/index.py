@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Literal, Protocol
 
-from consumers.faiss.arrays import Ids, Mask, Vectors
+from consumers.faiss.arrays import Ids, Mask, Out, Vectors
 
 Kind = Literal["flat", "ivf"]
+Write = Callable[[Out], None]  # hands a file over, piece by piece
 
 
 class VectorIndex(Protocol):
@@ -45,5 +47,6 @@ class VectorIndex(Protocol):
     def dump(self) -> tuple[Ids, Vectors]:
         """All of it, copied."""
 
-    def export(self) -> Any:
-        """An independent native FAISS index with our ids, for writing."""
+    def export(self) -> Write:
+        """A native FAISS file with our ids, of this moment, whatever changes later: another thread may write it, once.
+        It is let go of when what this returns is."""

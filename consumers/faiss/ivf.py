@@ -14,8 +14,9 @@ import faiss as faiss_with_stubs
 import numpy as np
 
 from consumers.faiss.arrays import Ids, Mask, Vectors
-from consumers.faiss.index import Kind
+from consumers.faiss.index import Kind, Write
 from consumers.faiss.metric import Metric, faiss_metric
+from consumers.faiss.picture import PIECE_BYTES
 
 faiss: Any = faiss_with_stubs  # its type stubs lack the hash table and the search parameters
 LISTS_PER_ROOT = 4  # partitions = 4·√n, the rule of thumb of FAISS' guidelines for choosing an index
@@ -94,11 +95,11 @@ class IvfIndex:
         found = np.concatenate(ids) if ids else np.empty(0, dtype=np.int64)
         return found, self.get(found)
 
-    def export(self) -> Any:
+    def export(self) -> Write:
         """A clone without the hash table, which is made from the ids again."""
         clone = faiss.clone_index(self._native)
         clone.set_direct_map_type(faiss.DirectMap.NoMap)
-        return clone
+        return lambda out: faiss.write_index(clone, faiss.PyCallbackIOWriter(out, PIECE_BYTES))
 
 
 def train(ids: Ids, vectors: Vectors, metric: Metric) -> IvfIndex:

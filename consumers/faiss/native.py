@@ -1,4 +1,4 @@
-"""FAISS' file format, as far as we write it, read byte by byte before FAISS sees it.
+"""FAISS' file format, as far as we write it: exact indexes written, and all read byte by byte before FAISS sees them.
 
 FAISS' own reader trusts what it reads: a size in a file is allocated, a type nobody expects is built, ids and places in
 a hash table are used as they are. So a file is walked here to its last byte first. It must be exactly of the form that
@@ -21,12 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from consumers.faiss.arrays import Bytes, Ids, Vectors
+from consumers.faiss.arrays import Bytes, Ids, Out, Vectors
 from consumers.faiss.metric import Metric, faiss_metric
+from consumers.faiss.picture import Picture
 
 _HEADER = struct.Struct("<iqqq?i")
 _SIZE = struct.Struct("<Q")
 ID_BYTES, FLOAT_BYTES = 8, 4
+_UNUSED = 1 << 20  # what FAISS writes in two places of a header that nobody reads
 
 
 class Walk:
@@ -66,7 +68,7 @@ class Walk:
 
     def flat(self, dimension: int, vectors: int, metric: Metric) -> Vectors:
         """An IndexFlat, shape (vectors, dimension), uncopied."""
-        self.expect(b"IxF2" if metric == "l2" else b"IxFI")
+        self.expect(_flat_word(metric))
         self.header(dimension, vectors, metric)
         self.counted(vectors * dimension)
         return self.floats(vectors, dimension)
@@ -86,6 +88,21 @@ class Walk:
         """Nothing may follow."""
         if self._at != len(self._data):
             raise ValueError(f"{len(self._data) - self._at} bytes too many")
+
+
+def write_flat(picture: Picture, metric: Metric, out: Out) -> None:
+    """An IndexIDMap over an IndexFlat, byte for byte as FAISS would write it."""
+    number, dimension = len(picture.ids), picture.dimension
+    header = _HEADER.pack(dimension, number, _UNUSED, _UNUSED, True, faiss_metric(metric))
+    out(b"IxMp" + header + _flat_word(metric) + header + _SIZE.pack(number * dimension))
+    for piece in picture.pieces():
+        out(piece.astype("<f4", copy=False).data.cast("B"))
+    out(_SIZE.pack(number))
+    out(picture.ids.astype("<i8", copy=False).tobytes())
+
+
+def _flat_word(metric: Metric) -> bytes:
+    return b"IxF2" if metric == "l2" else b"IxFI"
 
 
 def read_flat(path: Path, dimension: int, vectors: int, metric: Metric) -> tuple[Ids, Vectors]:

@@ -16,7 +16,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import faiss
 import msgspec
@@ -25,11 +25,11 @@ import numpy as np
 from cdc.errors import DecodeError
 from cdc.failpoint import failpoint
 from cdc.position import WIDTH
-from consumers.faiss.arrays import Ids
+from consumers.faiss.arrays import Ids, Out
 from consumers.faiss.content import Content
-from consumers.faiss.durable import Seal, make_folder, seal_of, sync_folder, write_bytes, write_index
+from consumers.faiss.durable import Seal, make_folder, seal_of, sync_folder, write_bytes, write_pieces
 from consumers.faiss.flat import flat_of
-from consumers.faiss.index import Kind, VectorIndex
+from consumers.faiss.index import Kind, VectorIndex, Write
 from consumers.faiss.ivf import IvfIndex, ivf_from
 from consumers.faiss.ledger import Image, Ledger, from_image, in_wire_form
 from consumers.faiss.metric import Metric
@@ -93,11 +93,12 @@ class Taken(NamedTuple):
 
     manifest: Manifest
     image: Image
-    index: Any
+    vectors: Write | None
 
 
 def take(content: Content, kindred: Kindred) -> Taken:
-    """Copies; the thread that changes the content calls it, between batches, while searches go on."""
+    """Copies the ledger, and pictures the index; the thread that changes the content calls it, between batches, while
+    searches go on."""
     index = content.index
     manifest = Manifest(
         FORMAT,
@@ -118,7 +119,7 @@ def take(content: Content, kindred: Kindred) -> Taken:
 
 
 def write(folder: Path, taken: Taken, between: Callable[[], object] = lambda: None) -> None:
-    """Makes the snapshot durable under `folder`, which must not exist; `between` is called after each MiB of vectors.
+    """Makes the snapshot durable under `folder`, which must not exist; `between` is called after each piece.
     Raises OSError, and leaves nothing then."""
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -127,8 +128,8 @@ def write(folder: Path, taken: Taken, between: Callable[[], object] = lambda: No
     try:
         manifest = taken.manifest
         manifest.files[LEDGER] = write_bytes(temporary / LEDGER, msgspec.msgpack.encode(taken.image))
-        if taken.index is not None:
-            manifest.files[INDEX] = write_index(temporary / INDEX, taken.index, between)
+        if taken.vectors is not None:
+            manifest.files[INDEX] = write_pieces(temporary / INDEX, spaced(taken.vectors, between))
         write_bytes(temporary / MANIFEST, sealed(msgspec.json.encode(manifest)))
         sync_folder(temporary)
         failpoint("faiss.snapshot-written")
@@ -138,6 +139,19 @@ def write(folder: Path, taken: Taken, between: Callable[[], object] = lambda: No
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def spaced(write: Write, between: Callable[[], object]) -> Write:
+    """The same with `between` called after each piece."""
+
+    def spacing(out: Out) -> None:
+        def passed(data: bytes | memoryview) -> None:
+            out(data)
+            between()
+
+        write(passed)
+
+    return spacing
 
 
 def sealed(manifest: bytes) -> bytes:
