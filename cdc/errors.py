@@ -3,7 +3,8 @@
     CdcError
     ├── ConfigError           a value in the configuration is wrong
     ├── ConnectError          a server cannot be reached or refuses us
-    │   └── LoginError        it refuses our name or password: waiting does not help
+    │   ├── LoginError        it refuses our name or password: waiting does not help
+    │   └── AbsentError       what we need of it is not there yet: it is waited for, as a server is
     ├── PreconditionError     a server is reachable but not set up for us (doctor's findings)
     ├── GapError              changes are lost between slot and progress; only a resync mends it
     ├── DecodeError           bytes from the plugin, a topic or a snapshot file do not parse
@@ -47,6 +48,10 @@ class ConnectError(CdcError):
 
 class LoginError(ConnectError):
     """A server refuses the credentials. The process ends, where a server that is away is waited for."""
+
+
+class AbsentError(ConnectError):
+    """A server is there, and not yet what is needed of it: whoever makes it may come later than we."""
 
 
 class PreconditionError(CdcError):

@@ -22,7 +22,7 @@ from psycopg import Connection
 
 from cdc.config import Config
 from cdc.dead_letter import READER
-from cdc.errors import ConnectError, PreconditionError
+from cdc.errors import AbsentError, ConnectError, PreconditionError
 from cdc.failpoint import failpoint
 from cdc.kafka.logs import compared
 from cdc.kafka.progress import Progress, SnapshotState, read_progress
@@ -208,11 +208,12 @@ def decoder_for(config: Config, catalog: Catalog) -> Decoder:
 
 
 def usable(selected: list[SelectedTable], config: Config) -> list[tuple[str, str]]:
-    """Names of the selected tables. Raises PreconditionError: none, no usable identity, a key that does not travel."""
+    """Names of the selected tables. Raises AbsentError: none yet; PreconditionError: no usable identity, a key that does
+    not travel."""
     if not selected:
-        raise PreconditionError(
-            f"no table matches {', '.join(config.postgres.tables)}",
-            hint="correct [postgres] tables, or create the table (sql/010_memories.sql)",
+        raise AbsentError(
+            f"PostgreSQL: no table matches {', '.join(config.postgres.tables)}",
+            hint="create the table (sql/010_memories.sql: `cdc init`), or correct [postgres] tables",
         )
     for table in selected:
         name = f"{table.schema}.{table.name}"

@@ -8,8 +8,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from aiokafka.errors import KafkaError
+
 from cdc import log, metrics
 from cdc.errors import ConnectError
+from cdc.waiting import Waiting, reason_and_hint
 from consumers.gauges import Gauges
 from consumers.partitions import Partitions
 from consumers.retry import Action, delays, policy_for
@@ -43,10 +46,10 @@ class Insistence:
 
     async def __call__(self, doing: str, step: Callable[[], Awaitable[T]]) -> T:
         """The step's result. Raises what the policy does not wait for, and Interrupted."""
-        attempts = delays()
+        attempts, waiting = delays(), Waiting()
         while True:
             try:
-                return await step()
+                done = await step()
             except Exception as error:
                 policy = policy_for(error)
                 if policy.action is not Action.WAIT:
@@ -54,8 +57,18 @@ class Insistence:
                 metrics.STORE_RETRIES.labels(self._store, policy.reason).inc()
                 if isinstance(error, ConnectError):
                     self._gauges.up(False)
-                LOG.warning(f"{doing}: trying again until it works", store=self._store, reason=str(error))
+                self._say(doing, waiting, error)
+            else:
+                if waiting.seconds:
+                    LOG.info(f"{doing}: it works", store=self._store, seconds=waiting.seconds)
+                return done
             await self.pause(next(attempts))
+
+    def _say(self, doing: str, waiting: Waiting, error: Exception) -> None:
+        """One line with the remedy, not one a try."""
+        told = self._partitions.told(error) if isinstance(error, KafkaError) else reason_and_hint(error)
+        if waiting.news(told["reason"]):
+            LOG.warning(f"{doing}: trying again until it works", store=self._store, seconds=waiting.seconds, **told)
 
     async def pause(self, seconds: float) -> None:
         """Between two tries. Raises Interrupted when there is no point in another one."""

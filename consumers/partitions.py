@@ -75,6 +75,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer: AIOKafkaConsumer | None = None
         self._poll: asyncio.Task[Polls] | None = None
         self._discovered = -inf  # loop time
+        self._resting = False
         self.placed = False
         self.reached: dict[Partition, int] = {}
 
@@ -109,6 +110,12 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._seat is not None:
             await self._seat.clear(self._config)
             consumer.subscribe(pattern=self._topics.pattern, listener=self)
+
+    def told(self, error: KafkaError) -> dict[str, str]:
+        """`reason` and `hint` of a log's line, for an error that is waited out."""
+        away = isinstance(error, KafkaConnectionError)
+        hint = "start it, or correct [kafka] bootstrap" if away else "it is not ready yet; if that lasts, `cdc doctor`"
+        return {"reason": f"Kafka at {self._config.kafka.bootstrap}: {error}", "hint": hint}
 
     async def _refuse_login(self, error: KafkaConnectionError) -> None:
         """A broker that is away is waited for, one that refuses us is not."""
@@ -278,6 +285,14 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
     def go_on(self) -> None:
         """The end of `hold`."""
         self.consumer.resume(*self.owned)
+
+    def rest(self, still: bool) -> None:
+        """Before a poll: nothing more is fetched while somebody wants the store to stand still; membership lives on."""
+        if still:
+            self.consumer.pause(*self.owned)  # again each time: a rebalance brings others
+        elif self._resting:
+            self.go_on()
+        self._resting = still
 
     async def commit(self, offsets: Offsets) -> None:
         """Tells the group what the store holds; for tools only, so that a group that has moved on is no error."""

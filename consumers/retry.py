@@ -51,9 +51,10 @@ def policy_for(error: BaseException) -> Policy:
 
 
 def delays() -> Iterator[float]:
-    """Seconds to wait before each next try, without end: doubling up to a limit, half of it by chance, so that
-    consumers that lost the same server do not come back all at once."""
+    """Seconds to wait before each next try, without end: by chance between nothing and a limit that doubles, so that
+    consumers that lost the same server do not come back all at once. ("Full jitter": of all ways it costs a server that
+    comes back the fewest calls, AWS Architecture Blog, "Exponential Backoff And Jitter".)"""
     longest = FIRST_SECONDS
     while True:
-        yield longest * random.uniform(0.5, 1.0)
+        yield random.uniform(0.0, longest)
         longest = min(longest * 2, MOST_SECONDS)

@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from cdc.config import Kafka
+from cdc.waiting import Waiting
 from consumers.connection import disconnect
 from consumers.retry import MOST_SECONDS, Action, delays, policy_for
 
@@ -49,9 +50,9 @@ async def follow(
     waiting: Callable[[KafkaError], None],
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Runs `read`, one connection's life, for ever. Kafka being away is told to `waiting` and waited out, by `pause`;
-    anything else is raised."""
-    attempts = delays()
+    """Runs `read`, one connection's life, for ever. Kafka being away is told to `waiting`, not at every try, and waited
+    out, by `pause`; anything else is raised."""
+    attempts, told = delays(), Waiting()
     while True:
         started = time.monotonic()
         try:
@@ -59,7 +60,8 @@ async def follow(
         except KafkaError as error:
             if policy_for(error).action is not Action.WAIT:
                 raise
-            waiting(error)
-        if time.monotonic() > started + MOST_SECONDS:
-            attempts = delays()  # it had worked: a new failure starts with short waits
+            if time.monotonic() > started + MOST_SECONDS:
+                attempts, told = delays(), Waiting()  # it had worked: a new failure starts with short waits
+            if told.news(repr(error)):
+                waiting(error)
         await pause(next(attempts))

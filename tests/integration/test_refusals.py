@@ -116,9 +116,17 @@ async def test_a_key_that_does_not_travel_is_refused(servers: Endpoints, dsn: st
         await Reader(config).run()
 
 
-async def test_no_table_is_refused(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
-    with pytest.raises(PreconditionError, match=r"no table matches public\.memories"):
-        await Reader(config_of(servers, dsn, tmp_path)).run()
+async def test_a_table_that_comes_later_is_waited_for(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
+    config = config_of(servers, dsn, tmp_path)
+    labels = {"source": config.source_name, "reason": "AbsentError"}
+    async with reading(config) as reader:
+        await until(lambda: (REGISTRY.get_sample_value("cdc_reader_retries_total", labels) or 0) >= 2, "two tries")
+        with source(config) as connection:
+            connection.execute(MEMORIES)
+            connection.execute("INSERT INTO memories VALUES (1, 'x')")
+        await until(lambda: reader.reader.progress is not None, "a session")
+        await written(config, reader)
+    assert [record.event["op"] for record in await table_dump(config)] == ["r"]
 
 
 async def test_a_wrong_password_ends_the_reader_with_one_sentence(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
