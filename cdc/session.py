@@ -208,8 +208,8 @@ def decoder_for(config: Config, catalog: Catalog) -> Decoder:
 
 
 def usable(selected: list[SelectedTable], config: Config) -> list[tuple[str, str]]:
-    """Names of the selected tables. Raises AbsentError: none yet; PreconditionError: no usable identity, a key that does
-    not travel."""
+    """Names of the selected tables. Raises AbsentError: none yet; PreconditionError: no usable identity, a key that
+    does not travel."""
     if not selected:
         raise AbsentError(
             f"PostgreSQL: no table matches {', '.join(config.postgres.tables)}",
