@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from consumers.faiss.arrays import Ids, Mask, Out, Vectors
 
 Kind = Literal["flat", "ivf"]
-Write = Callable[[Out], None]  # hands a file over, piece by piece
+Write = Callable[[Out], object]  # hands a file over, piece by piece
 
 
 class VectorIndex(Protocol):
@@ -43,6 +43,15 @@ class VectorIndex(Protocol):
 
     def search(self, queries: Vectors, k: int, nprobe: int) -> tuple[Vectors, Ids]:
         """`(scores, ids)`, each (n, k), best first; k must not exceed `size`, and every place is filled."""
+
+    def ids(self) -> Ids:
+        """What searches can answer with, copied; none twice, unless the index is damaged."""
+
+    def reached(self, ids: Ids) -> Mask:
+        """Whether `get` would give the vector that searches find under the id."""
+
+    def drop(self, ids: Ids) -> None:
+        """Removes every vector under these ids however damaged the index is, and makes its tables anew; takes long."""
 
     def dump(self) -> tuple[Ids, Vectors]:
         """All of it, copied."""

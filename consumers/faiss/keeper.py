@@ -128,7 +128,7 @@ class Keeper:
         await loop.run_in_executor(self._writer, self._prune, taken.manifest.created)
 
     def _take(self) -> tuple[Taken, int]:
-        taken = take(self._content, self._kindred())
+        taken = take(self._content, self._kindred(), self._content.precedence.give_way)
         changes, self._changes = self._changes, 0
         self._tried = time.monotonic()
         return taken, changes

@@ -18,7 +18,6 @@ from enum import IntEnum
 from itertools import repeat
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -28,7 +27,7 @@ from consumers.store import Version
 
 FIRST_ROWS = 1024  # below that, growing costs more than memory
 GROWTH = 1.5
-HEX_DIGITS = b"0123456789abcdef"
+NONE: Ids = np.empty(0, dtype=np.int64)
 
 
 class State(IntEnum):
@@ -41,29 +40,18 @@ class State(IntEnum):
     DELETED = 4
 
 
-class Image(msgspec.Struct):
-    """All rows at one moment, as bytes of little-endian columns: what a snapshot keeps."""
-
-    floor: bytes
-    keys: list[bytes]
-    vectors: list[bytes]
-    ids: bytes  # int64
-    free: bytes  # int64: ids of forgotten keys; with `ids` each number from 0 on, once
-    positions: bytes  # 32 hex digits each
-    digests: bytes  # uint64
-    states: bytes  # uint8
-    stamps: bytes  # float64, Unix seconds
-
-
 class Ledger:
-    """Not thread-safe: one thread changes it, readers hold the gate. `floor`: everything older is gone (truncated)."""
+    """Not thread-safe: one thread changes it, readers hold the gate. `floor`: everything older is gone (truncated).
 
-    def __init__(self) -> None:
+    It begins with keys whose ids are known, and ids that are free: all numbers from 0 on, once."""
+
+    def __init__(self, keys: Sequence[bytes] = (), ids: Ids = NONE, free: Ids = NONE) -> None:
         self.floor = ZERO.encode()
-        self._ids: dict[bytes, int] = {}
-        self._next = 0
-        self._free: list[int] = []
-        self._allocate(FIRST_ROWS)
+        self._ids: dict[bytes, int] = dict(zip(keys, ids.tolist(), strict=True))
+        self._next = len(ids) + len(free)
+        self._free: list[int] = free.tolist()
+        self._allocate(max(FIRST_ROWS, self._next))
+        self.keys[ids] = keys
 
     def _allocate(self, rows: int) -> None:
         self.keys: Objects = np.empty(rows, dtype=object)
@@ -76,9 +64,23 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def room(self) -> int:
+        """Rows that are or were used: ids are below."""
+        return self._next
+
+    @property
+    def free(self) -> Sequence[int]:
+        """Ids of forgotten keys."""
+        return self._free
+
     def look_up(self, keys: Sequence[bytes]) -> Ids:
         """The id of each key, -1 where it is unknown."""
         return np.fromiter(map(self._ids.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))
+
+    def named(self) -> list[tuple[bytes, int]]:
+        """Each key with its id."""
+        return list(self._ids.items())
 
     def newer(self, ids: Ids, positions: Positions) -> Mask:
         """Whether each position is newer than what is held under the id (-1: nothing), and not below the floor.
@@ -171,56 +173,3 @@ class Ledger:
         states = self.states[: self._next]
         rows = np.flatnonzero((states == State.LIVE) | (states == State.BARE))
         return list(zip(self.keys[rows].tolist(), self.positions[rows].tolist(), strict=True))
-
-    def image(self) -> Image:
-        """A copy for a snapshot."""
-        ids = np.flatnonzero(self.states[: self._next] != State.UNKNOWN).astype("<i8")
-        return Image(
-            self.floor,
-            self.keys[ids].tolist(),
-            self.vectors[ids].tolist(),
-            ids.tobytes(),
-            np.array(self._free, dtype="<i8").tobytes(),
-            self.positions[ids].tobytes(),
-            self.digests[ids].astype("<u8").tobytes(),
-            self.states[ids].tobytes(),
-            self.stamps[ids].astype("<f8").tobytes(),
-        )
-
-
-def from_image(image: Image) -> Ledger:
-    """The ledger an image was taken of. Raises ValueError when its columns do not fit together.
-
-    As `ids` and `free` are all numbers there are, no number in an image can ask for more memory than its own size."""
-    ids, free = _column(image.ids, "<i8").astype(np.int64), _column(image.free, "<i8").astype(np.int64)
-    rows, room = len(ids), len(ids) + len(free)
-    positions, states = _column(image.positions, f"S{WIDTH}"), _column(image.states, "u1")
-    digests, stamps = _column(image.digests, "<u8"), _column(image.stamps, "<f8")
-    if {len(image.keys), len(image.vectors), len(positions), len(states), len(digests), len(stamps)} != {rows}:
-        raise ValueError("columns differ in length")
-    if len(set(image.keys)) != rows or not np.array_equal(np.sort(np.concatenate((ids, free))), np.arange(room)):
-        raise ValueError("keys and ids do not fit together")
-    if rows and not (states.min() > State.UNKNOWN and states.max() <= max(State)):
-        raise ValueError("a state is unknown")
-    if len(image.floor) != WIDTH or not in_wire_form(image.floor + image.positions):
-        raise ValueError("a position is not in its wire form")
-    ledger = Ledger()
-    ledger.floor = image.floor
-    ledger._next = room
-    ledger._free = free.tolist()
-    ledger._allocate(max(FIRST_ROWS, room))
-    ledger._ids = dict(zip(image.keys, ids.tolist(), strict=True))
-    ledger.keys[ids], ledger.vectors[ids] = image.keys, image.vectors
-    ledger.positions[ids], ledger.states[ids] = positions, states
-    ledger.digests[ids], ledger.stamps[ids] = digests, stamps
-    return ledger
-
-
-def in_wire_form(positions: bytes) -> bool:
-    """Whether these are positions, any number of them side by side."""
-    return len(positions) % WIDTH == 0 and not positions.translate(None, HEX_DIGITS)
-
-
-def _column(raw: bytes, kind: str) -> npt.NDArray[Any]:
-    """Raises ValueError when a part of an item is left."""
-    return np.frombuffer(raw, np.dtype(kind))

@@ -14,7 +14,7 @@ import hashlib
 import shutil
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -29,9 +29,10 @@ from consumers.faiss.arrays import Ids, Out
 from consumers.faiss.content import Content
 from consumers.faiss.durable import Seal, make_folder, seal_of, sync_folder, write_bytes, write_pieces
 from consumers.faiss.flat import flat_of
+from consumers.faiss.image import in_wire_form, pack, unpack
 from consumers.faiss.index import Kind, VectorIndex, Write
 from consumers.faiss.ivf import IvfIndex, ivf_from
-from consumers.faiss.ledger import Image, Ledger, from_image, in_wire_form
+from consumers.faiss.ledger import Ledger
 from consumers.faiss.metric import Metric
 from consumers.faiss.native import check_ivf, read_flat
 
@@ -92,13 +93,13 @@ class Taken(NamedTuple):
     """A moment of the content, independent of it: what a snapshot is written from."""
 
     manifest: Manifest
-    image: Image
+    ledger: list[bytes]  # pieces of its file
     vectors: Write | None
 
 
-def take(content: Content, kindred: Kindred) -> Taken:
-    """Copies the ledger, and pictures the index; the thread that changes the content calls it, between batches, while
-    searches go on."""
+def take(content: Content, kindred: Kindred, between: Callable[[], object] = lambda: None) -> Taken:
+    """Packs the ledger, and pictures the index; the thread that changes the content calls it, between batches, while
+    searches go on: `between` is called after each piece of the ledger."""
     index = content.index
     manifest = Manifest(
         FORMAT,
@@ -115,7 +116,7 @@ def take(content: Content, kindred: Kindred) -> Taken:
         {},
         [(topic, partition, log) for (topic, partition), log in content.logs.items()],
     )
-    return Taken(manifest, content.ledger.image(), index.export() if index is not None else None)
+    return Taken(manifest, pack(content.ledger, between), index.export() if index is not None else None)
 
 
 def write(folder: Path, taken: Taken, between: Callable[[], object] = lambda: None) -> None:
@@ -127,7 +128,7 @@ def write(folder: Path, taken: Taken, between: Callable[[], object] = lambda: No
     failpoint("faiss.snapshot-begun")
     try:
         manifest = taken.manifest
-        manifest.files[LEDGER] = write_bytes(temporary / LEDGER, msgspec.msgpack.encode(taken.image))
+        manifest.files[LEDGER] = write_pieces(temporary / LEDGER, in_pieces(taken.ledger))
         if taken.vectors is not None:
             manifest.files[INDEX] = write_pieces(temporary / INDEX, spaced(taken.vectors, between))
         write_bytes(temporary / MANIFEST, sealed(msgspec.json.encode(manifest)))
@@ -139,6 +140,11 @@ def write(folder: Path, taken: Taken, between: Callable[[], object] = lambda: No
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def in_pieces(pieces: Sequence[bytes]) -> Write:
+    """A file that is there already."""
+    return lambda out: [out(piece) for piece in pieces]
 
 
 def spaced(write: Write, between: Callable[[], object]) -> Write:
@@ -202,10 +208,9 @@ def _read(path: Path, most: int) -> bytes:
 def load(folder: Path, manifest: Manifest, content: Content) -> None:
     """Fills an empty content from files whose seals were checked. Raises DecodeError when they do not fit together."""
     try:
-        image = msgspec.msgpack.decode((folder / LEDGER).read_bytes(), type=Image)
-        if len(image.keys) != manifest.rows:
+        ledger = unpack((folder / LEDGER).read_bytes())
+        if len(ledger) != manifest.rows:
             raise ValueError("the ledger is not the one of the manifest")
-        ledger = from_image(image)
         index = _index(folder, manifest, ledger)
     except (OSError, RuntimeError, ValueError, msgspec.DecodeError) as error:
         raise DecodeError(f"{folder} cannot be loaded: {error}", hint=REMEDY) from error

@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cdc.errors import DecodeError, StoreError
+from consumers.faiss import image
 from consumers.faiss.arrays import Ids
 from consumers.faiss.columns import VectorColumn
 from consumers.faiss.content import Content
@@ -72,6 +73,21 @@ def test_what_was_written_is_what_is_loaded(tmp_path: Path, kind: str) -> None:
             [record(1, 500, np.ones(8, np.float32)), record(200, 501, -np.ones(8, np.float32)), deletion(2, 502)]
         )
     assert state_of(again) == state_of(content)
+
+
+def test_a_ledger_is_packed_in_pieces_between_which_searches_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "PIECE_ROWS", 7)
+    content, answers = filled(), []
+    content.ledger.forget(content.ledger.look_up([key_of(3), key_of(50)]))
+    parts = image.pack(content.ledger, lambda: answers.append(content.search(vectors(1, 8), 1, 1)))
+    assert len(answers) == len(parts) > 2 * 60 // 7
+    found = msgspec.msgpack.decode(b"".join(parts), type=image.Image)
+    ids = np.frombuffer(found.ids, "<i8")
+    assert found.keys == content.ledger.keys[ids].tolist()
+    assert found.vectors == content.ledger.vectors[ids].tolist()
+    again = image.unpack(b"".join(parts))
+    assert b"".join(image.pack(again)) == b"".join(parts)
+    assert (again.free, again.room) == (content.ledger.free, content.ledger.room)
 
 
 def test_the_copy_does_not_follow_what_comes_later(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ marker is held; and whenever a heartbeat is reached, every change up to it is in
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from copy import deepcopy
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -17,7 +16,7 @@ from consumers.batches import Foreign, Marker, work
 from consumers.faiss.columns import VectorColumn
 from consumers.faiss.content import Content
 from consumers.faiss.flat import FlatIndex
-from consumers.faiss.ledger import from_image
+from consumers.faiss.image import pack, unpack
 from consumers.freshness import Freshness
 from consumers.store import Batch, Partition, Version
 from consumers.topics import TableTopics
@@ -131,12 +130,12 @@ class Index:
     def flush(self) -> None:
         content = self._content
         vectors = None if content.index is None else content.index.dump()
-        self._image = deepcopy(content.ledger.image()), vectors, {**content.offsets}, {**content.passed}
+        self._image = b"".join(pack(content.ledger)), vectors, {**content.offsets}, {**content.passed}
 
     def crash(self) -> None:
         image, vectors, offsets, passed = self._image
         content = self._content = Content(VectorColumn("v", "l2", 2), "l2", "model")
-        content.ledger = from_image(image)
+        content.ledger = unpack(image)
         content.offsets, content.passed = dict(offsets), dict(passed)
         if vectors is not None:
             content.index = FlatIndex(2, "l2")
