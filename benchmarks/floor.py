@@ -2,7 +2,8 @@
 
 `stream`: a bare replication connection with the same plugin and options, which notes when each row arrives and does
 nothing with it. `transaction`: one record in a Kafka transaction of its own at a steady rate, from `begin` until a
-consumer of committed records has it, by the same client as ours.
+consumer of committed records has it, by the same client as ours. `ordered`: the same with a record in each partition of
+a table's topic, from when the transaction was due: what an order-keeping writer of that topic cannot undercut.
 """
 
 from __future__ import annotations
@@ -68,33 +69,39 @@ def started(connection: psycopg.Connection, slot: str, options: dict[str, str]) 
     return connection.pgconn
 
 
-async def transactions(config: Config, topic: str, number: int) -> list[float]:
-    """Seconds that each of `number` transactions took until its record was seen."""
+async def transactions(
+    config: Config, topic: str, number: int, *, partitions: int = 1, queued: bool = False
+) -> list[float]:
+    """Seconds that each of `number` transactions took until its records, one a partition, were seen; `queued`: with the
+    time it waited for the one before."""
     begun: list[float] = []
     seen: list[float] = []
     options = config.kafka.client_options()
     consumer = AIOKafkaConsumer(**options, isolation_level="read_committed", auto_offset_reset="earliest")
     producer = await open_producer(config)
     await consumer.start()
-    consumer.assign([TopicPartition(topic, 0)])
+    consumer.assign([TopicPartition(topic, partition) for partition in range(partitions)])
 
     async def watch() -> None:
-        while len(seen) < number:
+        while len(seen) < number * partitions:
             records = await consumer.getmany(timeout_ms=100)
             seen.extend([time.monotonic()] * sum(map(len, records.values())))
 
     watching = asyncio.create_task(watch())
     first = time.monotonic()
     for n in range(number):
-        await asyncio.sleep(max(0.0, first + n / TRANSACTIONS - time.monotonic()))
-        begun.append(time.monotonic())
+        due = first + n / TRANSACTIONS
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        begun.append(due if queued else time.monotonic())
         async with producer.transaction():
-            await producer.send_and_wait(topic, b"%d" % n, partition=0)
+            sent = [await producer.send(topic, b"%d" % n, partition=partition) for partition in range(partitions)]
+            await asyncio.gather(*sent)
     async with asyncio.timeout(SEEN_SECONDS):
         await watching
     await producer.stop()
     await consumer.stop()
-    return [at - start for start, at in zip(begun, seen, strict=True)]
+    # one transaction after the other: its last record is seen before the first of the next
+    return [at - start for start, at in zip(begun, seen[partitions - 1 :: partitions], strict=True)]
 
 
 def main(name: str, path: str, *arguments: str) -> None:
@@ -103,7 +110,9 @@ def main(name: str, path: str, *arguments: str) -> None:
     if name == "stream":
         found = stream(config, int(arguments[0]), int(arguments[1]))
     else:
-        found = asyncio.run(transactions(config, arguments[0], int(arguments[1])))
+        partitions, queued = (config.kafka.partitions, True) if name == "ordered" else (1, False)
+        topic, number = arguments
+        found = asyncio.run(transactions(config, topic, int(number), partitions=partitions, queued=queued))
     print(json.dumps(found), flush=True)
 
 

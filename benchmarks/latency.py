@@ -57,6 +57,8 @@ async def run(bench: Bench) -> list[Result]:
         for rate in rates:
             floor = await floor_at(bench, engine, rate)
             results.append(told(f"floor of commit → Kafka, {engine.plugin}", rate, floor))
+            ordered = await floor_at(bench, engine, rate, "ordered")
+            results.append(told(f"the same over a topic's partitions, in order, {engine.plugin}", rate, ordered))
             results += under(f"{engine.name} over the floor", rate, kafka[engine][rate]["Kafka"], floor, OVER_FLOOR)
             for peer in [peer for peer in peers if peer.name == AIMED]:
                 found, other = kafka[engine][rate]["Kafka"], kafka[peer][rate]["Kafka"]
@@ -132,8 +134,8 @@ def save_vectors(connection: psycopg.Connection, ids: list[int], path: Path) -> 
     return path
 
 
-async def floor_at(bench: Bench, engine: Engine, rate: int) -> Waits:
-    """Arrival of the raw stream plus a Kafka transaction, transaction by transaction."""
+async def floor_at(bench: Bench, engine: Engine, rate: int, kind: str = "transaction") -> Waits:
+    """Arrival of the raw stream plus a Kafka transaction (benchmarks/floor.py has two kinds), one by one."""
     seconds = bench.size(10, 3)
     number = TRANSACTIONS * (seconds + WARM_SECONDS)
     with source.database(bench.endpoints.postgres_dsn) as dsn, source.connect(dsn) as connection:
@@ -142,13 +144,13 @@ async def floor_at(bench: Bench, engine: Engine, rate: int) -> Waits:
         schedule = Schedule(dsn, rate, seconds)
         source.stage(connection, 0, schedule.rows, bench.seed, ROWS)
         name = f"{lane.config.kafka.prefix}.floor"
-        await topic.plain(lane.config.kafka, name, 1)
+        await topic.plain(lane.config.kafka, name, lane.config.kafka.partitions)
         path = bench.folder / f"floor-{lane.slot}.json"
         path.write_text(json.dumps(lane.settings))
         command = [sys.executable, "-m", "benchmarks.floor"]
         with Child([*command, "stream", str(path), str(schedule.size), str(number)]) as stream:
             wait_for_slot(connection, lane.slot, stream)
-            with Child([*command, "transaction", str(path), name, str(number)]) as kafka, schedule.start() as writer:
+            with Child([*command, kind, str(path), name, str(number)]) as kafka, schedule.start() as writer:
                 written = [await asyncio.to_thread(writer.answer, READY_SECONDS) for _ in range(2)][1]
                 arrivals, took = [await asyncio.to_thread(one.answer, READY_SECONDS) for one in (stream, kafka)]
     arrived = [at - commit for at, commit in zip(arrivals, written["commits"], strict=True)]

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
 from cdc.config import Config
@@ -143,6 +144,10 @@ class Writer:
         last: list[Sent] = []
         if transactional:
             await self._producer.begin_transaction()
+            if (
+                chunk.heartbeat
+            ):  # told to the coordinator with the others: one request less while the transaction is open
+                self._producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(kafka.heartbeat_topic, 0))
             last += await self._put(kafka.progress_topic, progress)
         failpoint("writer.before-produce")
         ends = await self._send(batches)
