@@ -144,9 +144,7 @@ class Writer:
         last: list[Sent] = []
         if transactional:
             await self._producer.begin_transaction()
-            if (
-                chunk.heartbeat
-            ):  # told to the coordinator with the others: one request less while the transaction is open
+            if chunk.heartbeat:  # told to the coordinator with the others: one request less in its transaction
                 self._producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(kafka.heartbeat_topic, 0))
             last += await self._put(kafka.progress_topic, progress)
         failpoint("writer.before-produce")
