@@ -16,6 +16,7 @@ from cdc.config import Config
 from cdc.envelope import decode_floats
 from cdc.errors import CdcError, ConfigError, ConnectError, PreconditionError, StoreError
 from consumers.gateway.models import IndexHits, IndexStats, Query
+from consumers.gateway.records import Disagreed
 from consumers.store import Version
 
 ANSWER_SECONDS = 30.0  # a thousand vectors take milliseconds; a busy writer may hold them back
@@ -96,6 +97,23 @@ class RemoteIndex:
         asked = [key.decode() for key in keys]
         body = {"table": f"{schema}.{table}", "keys": asked, "versions": versions, "each": each}
         return [str(one) for one in await self._ask("POST", "/digests", json=body)]
+
+    async def stamps(self, schema: str, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """`position|version vector` of each live record; None for others."""
+        found: list[bytes | None] = []
+        for start in range(0, len(keys), KEYS):
+            asked = [key.decode() for key in keys[start : start + KEYS]]
+            told = await self._ask("POST", "/stamps", json={"table": f"{schema}.{table}", "keys": asked})
+            found += [None if one is None else one.encode() for one in told]
+        return found
+
+    async def disagreement(self) -> Disagreed:
+        """Where the index does not agree with itself; see consumers.gateway.records."""
+        return Disagreed.model_validate(await self._ask("GET", "/disagreement"))
+
+    async def agree(self) -> int:
+        """Takes out of the index what no key stands for; see consumers.faiss.agreement."""
+        return int(await self._ask("POST", "/agree"))
 
     async def doubt(self, schema: str, table: str, keys: Sequence[bytes]) -> None:
         """What is held of these keys is wrong: their next record is decoded in full."""

@@ -44,21 +44,28 @@ def digests(content: Content, keys: Sequence[bytes], *, versions: bool, each: bo
     return [_digest(b"".join(texts))]
 
 
+def stamps(content: Content, keys: Sequence[bytes]) -> list[bytes | None]:
+    """`position|version vector` of live records, None for others."""
+    with content.gate.reading():
+        ledger = content.ledger
+        ids = ledger.look_up(keys)
+        known = np.maximum(ids, 0)
+        shown = (ids >= 0) & np.isin(ledger.states[known], _SHOWN)
+        positions, vectors = ledger.positions[known].tolist(), ledger.vectors[known].tolist()
+    rows = zip(shown.tolist(), positions, vectors, strict=True)
+    return [b"%b|%b" % (position, vector) if there else None for there, position, vector in rows]
+
+
 def _held(index: VectorIndex | None, ids: Ids) -> Vectors:
     """Shape (n, d); NaN where the ledger says that there is a vector, and the index has none."""
     if index is None:
         return np.full((len(ids), 0), np.nan, dtype=np.float32)
-    try:
+    there = index.reached(ids)
+    if there.all():
         return index.get(ids)
-    except RuntimeError:  # FAISS' for an id that is not there
-        return np.concatenate([_one(index, ids[at : at + 1]) for at in range(len(ids))])
-
-
-def _one(index: VectorIndex, ids: Ids) -> Vectors:
-    try:
-        return index.get(ids)
-    except RuntimeError:
-        return np.full((1, index.dimension), np.nan, dtype=np.float32)
+    found = np.full((len(ids), index.dimension), np.nan, dtype=np.float32)
+    found[there] = index.get(ids[there])
+    return found
 
 
 def _digest(text: bytes) -> str:

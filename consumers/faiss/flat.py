@@ -115,6 +115,26 @@ class FlatIndex:
         scores, slots = faiss.knn(queries, self._vectors[: self._size], k, metric=faiss_metric(self._metric))
         return scores, self._ids[slots]
 
+    def ids(self) -> Ids:
+        """See VectorIndex."""
+        return self._ids[: self._size].copy()
+
+    def reached(self, ids: Ids) -> Mask:
+        """See VectorIndex."""
+        slots = np.full(len(ids), ABSENT)
+        known = ids < len(self._slots)
+        slots[known] = self._slots[ids[known]]
+        found: Mask = (slots >= 0) & (slots < self._size)
+        found[found] = self._ids[slots[found]] == ids[found]
+        return found
+
+    def drop(self, ids: Ids) -> None:
+        """See VectorIndex."""
+        held, vectors = self.dump()
+        keep = ~np.isin(held, ids)
+        self._slots[:], self._size = ABSENT, 0
+        self.put(held[keep], vectors[keep])
+
     def dump(self) -> tuple[Ids, Vectors]:
         """See VectorIndex."""
         return self._ids[: self._size].copy(), self._vectors[: self._size].copy()

@@ -21,6 +21,8 @@ from consumers.faiss.picture import PIECE_BYTES
 faiss: Any = faiss_with_stubs  # its type stubs lack the hash table and the search parameters
 LISTS_PER_ROOT = 4  # partitions = 4·√n, the rule of thumb of FAISS' guidelines for choosing an index
 LEAST_POINTS = 39  # training points a partition below which FAISS calls the clustering poor
+LIST_BITS, LIST_MASK = 32, (1 << 32) - 1  # how FAISS packs a list and a place within it (DirectMap.h, lo_build)
+EXACT = 10_000  # vectors
 MOST_POINTS = 64  # more do not improve it noticeably, and training time grows with them
 
 
@@ -85,14 +87,34 @@ class IvfIndex:
                 return scores, ids
             nprobe = min(2 * nprobe, self._native.nlist)
 
-    def dump(self) -> tuple[Ids, Vectors]:
+    def ids(self) -> Ids:
         """See VectorIndex."""
         lists = self._native.invlists
         sizes = [lists.list_size(number) for number in range(lists.nlist)]
-        ids = [
-            faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in enumerate(sizes) if size
-        ]  # fmt: skip
-        found = np.concatenate(ids) if ids else np.empty(0, dtype=np.int64)
+        ids = [faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in enumerate(sizes) if size]
+        return np.concatenate(ids) if ids else np.empty(0, dtype=np.int64)
+
+    def reached(self, ids: Ids) -> Mask:
+        """See VectorIndex."""
+        return np.fromiter(map(self._reached, ids.tolist()), np.bool_, len(ids))
+
+    def _reached(self, number: int) -> bool:
+        try:
+            place = self._native.direct_map.get(number)
+        except RuntimeError:  # FAISS' for an id that is not there
+            return False
+        lists = self._native.invlists
+        return bool(lists.get_single_id(place >> LIST_BITS, place & LIST_MASK) == number)
+
+    def drop(self, ids: Ids) -> None:
+        """See VectorIndex."""
+        self._native.set_direct_map_type(faiss.DirectMap.NoMap)
+        self._native.remove_ids(faiss.IDSelectorArray(ids))
+        self._native.set_direct_map_type(faiss.DirectMap.Hashtable)
+
+    def dump(self) -> tuple[Ids, Vectors]:
+        """See VectorIndex."""
+        found = self.ids()
         return found, self.get(found)
 
     def export(self) -> Write:

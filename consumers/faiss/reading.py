@@ -12,9 +12,10 @@ import numpy as np
 
 from cdc.errors import StoreError
 from consumers.embedder import Embedder
+from consumers.faiss.agreement import Disagreement, disagreement
 from consumers.faiss.arrays import Vectors
 from consumers.faiss.content import Content, Hit
-from consumers.faiss.digests import digests
+from consumers.faiss.digests import digests, stamps
 from consumers.faiss.ledger import State
 from consumers.store import Version
 
@@ -71,6 +72,15 @@ class Reading:
         """Checksums over what the index really holds of the keys; see consumers.faiss.digests."""
         asked = keys if (schema, table) == self._table else []
         return await self._read(lambda content: digests(content, asked, versions=versions, each=each))
+
+    async def stamps(self, schema: str, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Positions and version vectors; see consumers.faiss.digests."""
+        asked = keys if (schema, table) == self._table else []
+        return await self._read(lambda content: stamps(content, asked))
+
+    async def disagreement(self) -> Disagreement:
+        """Where ledger and index differ; see consumers.faiss.agreement."""
+        return await self._read(disagreement)
 
     async def doubt(self, schema: str, table: str, keys: Sequence[bytes]) -> None:
         """The next record of each of these keys is decoded in full, its text embedded although it did not change."""

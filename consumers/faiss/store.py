@@ -21,6 +21,7 @@ from cdc import log
 from cdc.config import Config
 from cdc.errors import ConfigError, ConnectError, StoreError, StoreLost
 from consumers.embedder import Embedder, embedder_from
+from consumers.faiss.agreement import agree
 from consumers.faiss.columns import Source, TextColumn, VectorColumn
 from consumers.faiss.content import Content
 from consumers.faiss.folder import Generation, Home
@@ -212,6 +213,11 @@ class FaissStore(Reading):
         if self._generation is not None:
             self._generation.unlock()
             self._generation = None
+
+    async def agree(self) -> int:
+        """Has ledger and index agree again; see consumers.faiss.agreement. Returns how many ids it touched."""
+        content = self._running().content
+        return await self._write(lambda: agree(content))
 
     # Rebuildable
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, HTTPException, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,7 @@ from consumers.store import Inspectable
 
 KEYS = 1000  # a request; with vectors some 2 MB of answer
 LINES = 1000  # sent at once
+JSON = "application/json"
 NAME = r"^[^.]+\.[^.]+$"
 
 Vector = npt.NDArray[np.float32]
@@ -56,11 +57,45 @@ class Doubted(BaseModel):
     keys: list[str] = Field(max_length=KEYS)
 
 
+class Disagreement(Protocol):
+    """Keys without their one vector, deleted keys with one, how many vectors no key has, and what the index goes by."""
+
+    @property
+    def different(self) -> Sequence[bytes]: ...
+    @property
+    def extra(self) -> Sequence[bytes]: ...
+    @property
+    def nameless(self) -> int: ...
+    @property
+    def floor(self) -> bytes: ...
+    @property
+    def watermark(self) -> bytes: ...
+
+
+class Disagreed(BaseModel):
+    """The same over HTTP."""
+
+    different: list[str]
+    extra: list[str]
+    nameless: int
+    floor: str
+    watermark: str
+
+
 class Verifiable(Protocol):
     """What verify asks of an index beside its records."""
 
     async def digests(self, schema: str, table: str, keys: Sequence[bytes], *, versions: bool, each: bool) -> list[str]:
         """Checksums over what is really held; see consumers.faiss.digests. Raises StoreError."""
+
+    async def stamps(self, schema: str, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """What is held as the version of each live record, as one text. Raises StoreError."""
+
+    async def disagreement(self) -> Disagreement:
+        """Where the index does not agree with itself. Raises StoreError."""
+
+    async def agree(self) -> int:
+        """Mends that; keys that lose their vector by it wait for their next record. Raises StoreError."""
 
     async def doubt(self, schema: str, table: str, keys: Sequence[bytes]) -> None:
         """The next record of each of these keys is decoded in full. Raises StoreError."""
@@ -85,7 +120,7 @@ class Reached(BaseModel):
 def records(
     store: Inspectable, freshness: Freshness, vector_of: VectorOf | None, verified: Verifiable | None = None
 ) -> APIRouter:
-    """`POST /versions`, `GET /records`, `GET /reached`; `POST /digests` and `POST /doubt` of what is `verified`."""
+    """`POST /versions`, `GET /records`, `GET /reached`; what verify and repair ask of what is `verified`."""
     router = APIRouter()
     if verified is not None:
         _verifying(router, verified)
@@ -138,6 +173,37 @@ def _verifying(router: APIRouter, store: Verifiable) -> None:
         keys = [key.encode() for key in asked.keys]
         try:
             return await store.digests(schema, table, keys, versions=asked.versions, each=asked.each)
+        except StoreError as error:
+            raise HTTPException(503, str(error)) from error
+
+    @router.post("/stamps")
+    async def stamps(asked: Keys) -> Response:
+        """A line of each key as JSON: its version as one text, or null."""
+        schema, table = asked.table.split(".")
+        try:
+            found = await store.stamps(schema, table, [key.encode() for key in asked.keys])
+        except StoreError as error:
+            raise HTTPException(503, str(error)) from error
+        return Response(msgspec.json.encode([None if one is None else one.decode() for one in found]), media_type=JSON)
+
+    @router.get("/disagreement")
+    async def disagreement() -> Disagreed:
+        """Where the index does not agree with itself."""
+        try:
+            found = await store.disagreement()
+        except StoreError as error:
+            raise HTTPException(503, str(error)) from error
+        different, extra = ([key.decode() for key in keys] for keys in (found.different, found.extra))
+        return Disagreed(
+            different=different, extra=extra, nameless=found.nameless, floor=found.floor.decode(),
+            watermark=found.watermark.decode(),
+        )  # fmt: skip
+
+    @router.post("/agree")
+    async def agree() -> int:
+        """Before rows are sent again: takes out of the index what no key stands for."""
+        try:
+            return await store.agree()
         except StoreError as error:
             raise HTTPException(503, str(error)) from error
 
