@@ -23,6 +23,10 @@ CLOCK = Gauge(
 )
 CLOCK.set_function(time.time)
 
+PAUSED = Gauge(
+    "cdc_paused", "1 while the reader or a store's consumer stands still because somebody wants it", ["component"]
+)
+
 # reader
 SOURCE_HEARTBEAT = Gauge(
     "cdc_source_heartbeat_timestamp_seconds",

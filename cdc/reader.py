@@ -28,6 +28,7 @@ from cdc.source.snapshot import OnProgress
 from cdc.source.stream import PluginFailed, SlotBusy
 from cdc.source.watch import watch_slot
 from cdc.streaming import Streaming
+from cdc.wishes import Wishes
 
 log = get(__name__)
 GAP_SECONDS = 15.0  # a refused reader stays up that long, so that Prometheus (5 s) sees why
@@ -49,6 +50,7 @@ class Reader:
         self._failures, self._place = 0, ""  # of the output plugin, in a row, at the same change
         self._fenced = -FENCED_SECONDS  # when another writer took over last, in monotonic seconds
         self._stop = asyncio.Event()
+        self._wishes = Wishes(config.kafka, "reader")
         self._streaming: Streaming | None = None
 
     @property
@@ -62,6 +64,14 @@ class Reader:
 
     async def run(self) -> None:
         """Until `stop`. Raises GapError, PreconditionError, FencedError (twice) … when only a person can help."""
+        listening = asyncio.ensure_future(self._wishes.listen())
+        try:
+            await self._run()
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _run(self) -> None:
         wait = BACKOFF[0]
         while not self._stop.is_set():
             begun = time.monotonic()
@@ -140,7 +150,7 @@ class Reader:
         except psycopg.Error as error:
             raise connect_error(error) from error
         SOURCE_GAP.labels(self._config.source_name).set(0)
-        streaming = self._streaming = Streaming(self._config, session, self.on_snapshot)
+        streaming = self._streaming = Streaming(self._config, session, self.on_snapshot, self._wishes)
         try:
             await self._at_work(streaming)
         except ConnectError as error:

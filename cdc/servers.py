@@ -107,6 +107,11 @@ class Kafka(Certificates):
 
     def dead_letter_topic(self, store: str) -> str:
         """One a store."""
+    @property
+    def control_topic(self) -> str:
+        """Compacted; key a component, value the newest wish that it stand still or go on (cdc/wishes.py)."""
+        return f"{self.prefix}.cdc.control"
+
         return f"{self.prefix}.cdc.dead-letters.{store}"
 
     @property

@@ -37,6 +37,7 @@ from cdc.source.rows import Origin
 from cdc.source.selection import TablesChanged
 from cdc.source.snapshot import OnProgress, SnapshotJob
 from cdc.source.watch import watch
+from cdc.wishes import Wishes
 
 log = get(__name__)
 DRAIN_BYTES = 256 << 10  # assembled in one go: a millisecond or two, in which nothing else runs
@@ -45,7 +46,8 @@ DRAIN_BYTES = 256 << 10  # assembled in one go: a millisecond or two, in which n
 class Streaming:
     """Of one session. `progress` is what is durable."""
 
-    def __init__(self, config: Config, session: Session, on_snapshot: OnProgress) -> None:
+    def __init__(self, config: Config, session: Session, on_snapshot: OnProgress, wishes: Wishes) -> None:
+        self._wishes = wishes
         self._config, self._session, self._on_snapshot = config, session, on_snapshot
         self.progress: Progress = session.progress
         origin = Origin(config.source_name, session.database, session.progress.epoch)
@@ -110,6 +112,7 @@ class Streaming:
             self._ready.clear()
             if writing is not None and not self._assembler.full:
                 await writing
+            await self._wishes.free("reader")  # while it stands still the stream waits, and the slot with it
             if not self._assembler.ready:
                 continue
             chunk = self._assembler.take()

@@ -287,7 +287,9 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         self.consumer.resume(*self.owned)
 
     def rest(self, still: bool) -> None:
-        """Before a poll: nothing more is fetched while somebody wants the store to stand still; membership lives on."""
+        """Nothing more is fetched while somebody wants the store to stand still; membership lives on."""
+        if self._consumer is None:
+            return  # it will be said again before the first poll
         if still:
             self.consumer.pause(*self.owned)  # again each time: a rebalance brings others
         elif self._resting:

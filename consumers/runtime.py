@@ -26,6 +26,7 @@ from cdc.errors import ConnectError, StoreLost
 from cdc.failpoint import failpoint
 from cdc.garbage import collect_rarely
 from cdc.refusal import denied
+from cdc.wishes import Wishes
 from consumers.batches import Foreign, Marker, Work, work
 from consumers.caretaker import Caretaker
 from consumers.dead_letters import DeadLetters
@@ -90,6 +91,7 @@ class Runtime:
             release=self._release,
             poll_records=poll_records,
         )
+        self._wishes = Wishes(config.kafka, store.name, self.partitions.rest)
         self._insist = Insistence(store.name, self.partitions, self.gauges)
         self._caretaker = Caretaker(store, self._topics, self.partitions, self.gauges, self._insist, check_seconds)
         held = counts or cast(Inspectable, store)
@@ -120,7 +122,7 @@ class Runtime:
     async def run(self) -> None:
         """Until `stop`. Raises CdcError when only a person can help; the store and the group are left in order."""
         stopping = asyncio.ensure_future(self._insist.stop.wait())
-        beside = (self.freshness.listen(), self.parked.listen(), self._redrive.prepare())
+        beside = (self.freshness.listen(), self.parked.listen(), self._redrive.prepare(), self._wishes.listen())
         listening = [asyncio.ensure_future(work) for work in beside]
         try:
             await self._start()
@@ -177,13 +179,16 @@ class Runtime:
 
     async def _round(self, stopping: asyncio.Task[Any]) -> None:
         await self._take()
+        still = self._wishes.stills(self._store.name)
+        self.partitions.rest(still)
         # (1) poll
         polled = await self._insist("polling", lambda: self.partitions.poll(POLL_SECONDS, stopping))
         async with self._working:
             if self.partitions.placed:
                 with self._insist.applying():
                     await self._process(polled)
-                    await self._redrive.answer(self._apply_once, self._store, self._insist)
+                    if not still:
+                        await self._redrive.answer(self._apply_once, self._store, self._insist)
         await self._caretaker.look(whole=not self._owed)
 
     async def _process(self, polled: Polls) -> None:

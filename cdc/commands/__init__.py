@@ -8,9 +8,9 @@ import typer
 
 COMMANDS = (
     "up", "down", "init", "doctor", "status", "top", "reader", "consume", "gateway", "versions", "verify", "rebuild",
-    "snapshot", "resync", "dlq", "demo",
+    "snapshot", "resync", "pause", "resume", "cache", "dlq", "demo",
 )  # fmt: skip
-MODULES = {"down": "up"}  # where a command shares a module
+MODULES = {"down": "up", "resume": "pause"}  # where a command shares a module
 
 
 def register(app: typer.Typer) -> None:

@@ -40,6 +40,7 @@ async def _serve(config: Config) -> None:
     from cdc.commands.stopping import on_signal
     from consumers.gateway.admin import Gate
     from consumers.gateway.app import create_app
+    from cdc.wishes import Wishes
     from consumers.gateway.keys import AdminKey, Rate
     from consumers.gateway.parts import Parts
     from consumers.gateway.server import GatewayServer
@@ -66,6 +67,7 @@ async def _serve(config: Config) -> None:
         desk, settings = Desk(config, statistics), config.gateway
         key = settings.admin_key.get_secret_value() if settings.admin_key else None
         app = create_app(parts, statistics, desk, Gate(desk, AdminKey(key), Rate(settings.admin_per_minute)))
+            wishes=Wishes(config.kafka),
         try:
             async with GatewayServer(app, config.gateway.host, config.gateway.port) as server:
                 listening.announce("clients are answered", config.gateway.host, server.port)
@@ -82,6 +84,7 @@ async def _serve(config: Config) -> None:
             await store.close()
 
 
+                        parts.wishes.listen(),
 async def _until(stop: asyncio.Event, *beside: Coroutine[Any, Any, None]) -> None:
     """What runs beside runs as long; raises what one of them raised."""
     stopping = asyncio.ensure_future(stop.wait())

@@ -107,7 +107,7 @@ class Desk:
     # in the job's thread
 
     def _work(self, job: jobs.Job, loop: asyncio.AbstractEventLoop) -> None:
-        report = Report()
+        report = Report(job.asked_by)
         try:
             result = asyncio.run(self._supervised(job, report))
         except asyncio.CancelledError:

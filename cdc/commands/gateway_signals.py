@@ -10,10 +10,12 @@ from pydantic import BaseModel, ValidationError
 
 from cdc.control import audit, jobs, signals
 from cdc.control.signals import Signal
-from consumers.gateway.admin import Rebuild, Snapshot, Verify
+from consumers.gateway.admin import Pause, Rebuild, Resume, Snapshot, Verify
 
 ORIGIN = "cdc.signals"
-ASKED: Mapping[str, type[BaseModel]] = {"verify": Verify, "rebuild": Rebuild, "snapshot": Snapshot}
+ASKED: Mapping[str, type[BaseModel]] = {
+    "verify": Verify, "rebuild": Rebuild, "snapshot": Snapshot, "pause": Pause, "resume": Resume,
+}  # fmt: skip
 
 
 def waiting(connection: Connection[Any]) -> bool:

@@ -9,8 +9,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+from cdc.commands.cache import cleared
 from cdc.commands.gateway_control import keep
 from cdc.commands.outcome import Outcome, measure
+from cdc.commands.pause import wished
 from cdc.commands.rebuild import document, fill_anew
 from cdc.commands.snapshot import request
 from cdc.commands.verify import STORES, compare_all
@@ -23,6 +25,7 @@ from consumers.rebuild import Progress
 class Report:
     """How far a job is; written by its work, read by another thread."""
 
+    asked_by: str = ""
     stage: str | None = None
     done: int | None = None
     total: int | None = None
@@ -30,6 +33,10 @@ class Report:
     def say(self, line: str) -> None:
         """A sentence with figures; an empty one leaves the last."""
         self.stage = line or self.stage
+
+    def reached(self, stage: str, done: int, total: int) -> None:
+        """A stage, and how far it is."""
+        self.stage, self.done, self.total = stage, done, total
 
     def at(self, progress: Progress) -> None:
         """Of a rebuild."""
@@ -78,9 +85,27 @@ async def snapshot(config: Config, arguments: Mapping[str, Any], report: Report)
     return {"table": arguments["table"], "rows": rows}
 
 
+async def pause(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Who stands still, and whether its process has heard it."""
+    return await wished(config, arguments["component"], True, report.asked_by, arguments.get("why", ""))
+
+
+async def resume(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """The same for going on."""
+    return await wished(config, arguments["component"], False, report.asked_by)
+
+
+async def clear_cache(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Records of each table before and after."""
+    return await cleared(config, arguments.get("table"), report.reached)
+
+
 WORKS: Mapping[str, Work] = {
     "refresh-stats": refresh_stats,
     "verify": verify,
     "rebuild": rebuild,
     "snapshot": snapshot,
+    "clear-cache": clear_cache,
+    "pause": pause,
+    "resume": resume,
 }

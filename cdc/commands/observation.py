@@ -27,6 +27,7 @@ from cdc.position import decode_position
 from cdc.source.catalog import Catalog
 from cdc.source.connection import connect, connect_error
 from cdc.source.slot import Slot, read_slot
+from cdc.wishes import Wish, read_wishes
 from consumers.freshness import LOOK_BACK, Freshness, Heartbeat
 from consumers.redis import RedisStore
 from consumers.redis.sentinel import read_sentinel
@@ -84,20 +85,25 @@ class Observation:
     progress: Part[Progress]
     stores: dict[str, Part[StoreState]]
     processes: dict[str, Part[Samples]] = field(default_factory=dict)
+    wishes: Part[dict[str, Wish]] = field(default_factory=Part)
 
 
 async def observe(config: Config, *, count: bool = True) -> Observation:
     """Asks all of them at once. `count` False leaves out the rows, which cost a walk over the tables."""
     addresses = {name: metrics_address(config, name) for name in PROCESSES}
-    servers = asyncio.gather(_part(config, asyncio.to_thread(_source, config, count)), _part(config, _progress(config)))
+    servers = asyncio.gather(
+        _part(config, asyncio.to_thread(_source, config, count)),
+        _part(config, _progress(config)),
+        _part(config, read_wishes(config.kafka)),
+    )
     stores = asyncio.gather(_part(config, _redis(config, count)), _part(config, _faiss(config, count)))
     processes = asyncio.gather(
         *(_part(config, read_samples(address, ANSWER_SECONDS)) for address in addresses.values())
     )
-    source, progress = await servers
+    source, progress, wishes = await servers
     redis, faiss = await stores
     scraped = dict(zip(addresses, await processes, strict=True))
-    return Observation(time.time(), source, progress, {"redis": redis, "faiss": faiss}, scraped)
+    return Observation(time.time(), source, progress, {"redis": redis, "faiss": faiss}, scraped, wishes)
 
 
 async def _part(config: Config, work: Awaitable[T]) -> Part[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from cdc.commands.exposition import Samples
     from cdc.commands.observation import Observation
+    from cdc.wishes import Wish
 
 BLOCKED = "cdc_reader_blocked"
 TITLES = {"reader": "reader", "redis": "consumer redis", "faiss": "consumer faiss", "gateway": "gateway"}
@@ -67,7 +69,12 @@ def document(seen: Observation, words: dict[str, str]) -> dict[str, Any]:
         "progress": parts[1],
         "stores": stores,
         "processes": processes,
+        "paused": {name: _pause(wish) for name, wish in (seen.wishes.value or {}).items() if wish.paused},
     }
+
+
+def _pause(wish: Wish) -> dict[str, Any]:
+    return {"by": wish.by, "since": wish.at, "why": wish.why}
 
 
 def _source(seen: Observation) -> dict[str, Any]:
@@ -192,8 +199,16 @@ def render(found: dict[str, Any], rates: dict[str, str] | None = None) -> Render
         processes.add_column(column)
     for name, process in found["processes"].items():
         extra = (rates.get(name, ""),) if rates is not None else ()
-        processes.add_row(TITLES[name], _state(process, process.get("last_words") or ""), *extra)
+        processes.add_row(TITLES[name], _state(process, _note(found, name, process)), *extra)
     return Group(stores, processes)
+
+
+def _note(found: dict[str, Any], name: str, process: dict[str, Any]) -> str:
+    """That it stands still, or what it said when it ended."""
+    wish = found.get("paused", {}).get(name)
+    since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(wish["since"])) if wish else ""
+    why = f" ({wish['why']})" if wish and wish["why"] else ""
+    return f"paused by {wish['by']} since {since}{why}" if wish else process.get("last_words") or ""
 
 
 def _state(part: dict[str, Any], note: str = "") -> str:

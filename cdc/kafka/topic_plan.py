@@ -1,7 +1,7 @@
 """Which topics there have to be, and with which settings.
 
 Tables' topics are compacted and never expire, so that a replay from the beginning yields the whole present state.
-Progress and heartbeat are compacted too; dead letters are kept until someone deletes them.
+Progress, heartbeat and wishes (control) are compacted too; dead letters are kept until someone deletes them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def plan(kafka: Kafka, tables: Sequence[tuple[str, str]], stores: Sequence[str])
         "retention.bytes": Setting(UNLIMITED),
         "max.message.bytes": Setting(kafka.dead_letter_bytes, "least"),
     }
-    plans = [Plan(kafka.progress_topic, 1, control), Plan(kafka.heartbeat_topic, 1, control)]
+    plans = [Plan(name, 1, control) for name in (kafka.progress_topic, kafka.heartbeat_topic, kafka.control_topic)]
     plans += [Plan(kafka.dead_letter_topic(store), 1, letters) for store in stores]
     plans += [Plan(kafka.table_topic(s, t), kafka.partitions, rows, table=f"{s}.{t}") for s, t in tables]
     _refuse_names(plans)

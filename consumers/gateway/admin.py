@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cdc import log
 from cdc.errors import CdcError, PreconditionError
+from cdc.wishes import Component
 from consumers.gateway.keys import AdminKey, Rate
 from consumers.gateway.records import NAME
 from consumers.gateway.refusals import Refusal
@@ -58,6 +59,24 @@ class Snapshot(Asked):
     """One table."""
 
     table: TableName
+
+
+class Cache(Asked):
+    """All of Redis unless a table is named."""
+
+    table: TableName | None = None
+
+
+class Resume(Asked):
+    """The reader, or a store's consumer."""
+
+    component: Component
+
+
+class Pause(Resume):
+    """`why` is shown beside it."""
+
+    why: str = Field("", max_length=200)
 
 
 class Job(BaseModel):
@@ -176,6 +195,21 @@ def administration(work: Administration) -> APIRouter:
     async def snapshot(asked: Snapshot, caller: Admitted) -> Job:
         """Sends all rows of a table again."""
         return await start("snapshot", asked, caller)
+
+    @router.post("/admin/pause", status_code=202)
+    async def pause(asked: Pause, caller: Admitted) -> Job:
+        """Lets the reader or a store's consumer stand still, until it is resumed."""
+        return await start("pause", asked, caller)
+
+    @router.post("/admin/resume", status_code=202)
+    async def resume(asked: Resume, caller: Admitted) -> Job:
+        """Lets it go on."""
+        return await start("resume", asked, caller)
+
+    @router.delete("/admin/cache", status_code=202)
+    async def clear_cache(caller: Admitted, asked: Cache | None = None) -> Job:
+        """Removes our records from Redis, which fills again from the topics."""
+        return await start("clear-cache", asked, caller)
 
     @router.get("/jobs")
     async def jobs(caller: Admitted) -> list[Job]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
+from cdc.wishes import Wishes
 from consumers.gateway.models import IndexHits, Query
 from consumers.gateway.timeline import Timeline
 from consumers.store import Offsets
@@ -128,3 +129,4 @@ class Parts:
     stores: Sequence[StoreView]
     index: Index
     timeline: Timeline
+    wishes: Wishes

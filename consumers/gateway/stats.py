@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, TypeVar
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
@@ -18,6 +19,7 @@ from cdc import __version__
 from cdc.errors import CdcError
 from cdc.position import format_lsn
 from consumers.gateway.cached import Asked, Cached
+from consumers.gateway.exported import export
 from consumers.gateway.parts import Counts, Parts, SourceLook, StoreLook, StoreView
 from consumers.gateway.timeline import Place
 from consumers.store import Offsets, Partition
@@ -44,7 +46,9 @@ class SourceStats(Counted):
 
 
 class StoreStats(Counted):
-    """A store: its size, and how far it is right now. `lag_records` are in the topics and not yet applied."""
+    """A store: its size, and how far it is right now. `lag_records` are in the topics and not yet applied;
+    `unexplained` by table: records by which its count differs from PostgreSQL's beyond what lag explains, absent while
+    nobody can tell."""
 
     memory_bytes: int | None = None
     disk_bytes: int | None = None
@@ -53,16 +57,46 @@ class StoreStats(Counted):
     fresh_until: float | None = None
     age_seconds: float | None = None
     lag_records: int | None = None
+    unexplained: dict[str, int] | None = None
+
+
+class Paused(BaseModel):
+    """Who wants a component to stand still, since when, and why."""
+
+    by: str
+    since: datetime
+    why: str
 
 
 class Stats(BaseModel):
-    """`status`: ok; `degraded` when a store is behind the objective or disagrees, or something is down: `reasons`."""
+    """`status`: ok; `degraded` when a store is behind the objective or disagrees, or something is down or stands still:
+    `reasons`. `paused` by component: the reader, a store."""
 
     status: Literal["ok", "degraded"]
     reasons: list[str]
     version: str
     source: SourceStats
     stores: dict[str, StoreStats]
+    paused: dict[str, Paused]
+
+
+def paused(parts: Parts) -> dict[str, Paused]:
+    """Whoever stands still, by component."""
+    found = parts.wishes.all_paused()
+    return {name: Paused(by=w.by, since=datetime.fromtimestamp(w.at, UTC), why=w.why) for name, w in found.items()}
+
+
+class Unlike(NamedTuple):
+    """Two counts of one table, and how much of their difference lag explains at most."""
+
+    held: int
+    wanted: int
+    explained: int
+
+    @property
+    def beyond(self) -> int:
+        """Records that lag does not explain."""
+        return max(0, abs(self.held - self.wanted) - self.explained)
 
 
 class Statistics:
@@ -97,13 +131,17 @@ class Statistics:
         found = await asyncio.gather(*(self._store(view, source, fresh) for view in self._parts.stores))
         reasons = [] if source.value is not None else [f"postgres is down: {source.reason}"]
         reasons += [reason for _, said in found for reason in said]
-        return Stats(
+        reasons += [f"{name} is {wish.said}" for name, wish in self._parts.wishes.all_paused().items()]
+        stats = Stats(
             status="degraded" if reasons else "ok",
             reasons=reasons,
             version=__version__,
             source=_source_stats(source),
             stores={view.name: stats for view, (stats, _) in zip(self._parts.stores, found, strict=True)},
+            paused=paused(self._parts),
         )
+        export(stats)
+        return stats
 
     async def _store(self, view: StoreView, source: Asked[SourceLook], fresh: bool) -> tuple[StoreStats, list[str]]:
         offsets: dict[Partition, int] = {}
@@ -120,10 +158,12 @@ class Statistics:
             lag = _behind(offsets, await self._parts.timeline.ends(tables))
         except CdcError as error:
             return _store_stats(look, place, None), [f"{view.name}: {error}"]
-        reasons = self._late(view.name, place)
-        if source.value is not None:
-            reasons += await self._differences(view, look.value, source.value)
-        return _store_stats(look, place, lag), reasons
+        stats, reasons = _store_stats(look, place, lag), self._late(view.name, place)
+        unlike = await self._unlike(view, look.value, source.value) if source.value is not None else None
+        if unlike is not None:
+            stats.unexplained = dict.fromkeys(tables, 0) | {table: found.beyond for table, found in unlike.items()}
+            reasons += [_sentence(view.name, table, found) for table, found in unlike.items() if found.beyond]
+        return stats, reasons
 
     def _late(self, name: str, place: Place) -> list[str]:
         age, objective = place.age(), self._parts.objective_seconds
@@ -131,26 +171,25 @@ class Statistics:
             return [f"{name}: nobody can tell how fresh it is; is the reader running?"]
         return [f"{name} is {age:.1f} s behind, the objective is {objective:g} s"] if age > objective else []
 
-    async def _differences(self, view: StoreView, look: StoreLook, source: SourceLook) -> list[str]:
+    async def _unlike(self, view: StoreView, look: StoreLook, source: SourceLook) -> dict[str, Unlike] | None:
+        """None when the topics lack what was counted: when that lasts, the store's age says so."""
         unlike: dict[str, tuple[int, int]] = {}
         for table, held in look.tables.items():
             wanted = source.tables.get(table)
             fewer = wanted is not None and held.records < wanted.records and view.expires(table)
             if wanted is not None and held.records != wanted.records and not fewer:
                 unlike[table] = held.records, wanted.records
-        ends = await self._ends_since() if unlike else None
+        if not unlike:
+            return {}
+        ends = await self._ends_since()
         if ends is None:
-            return []  # alike; or the topics lack what was counted, and when that lasts the store's age says so
+            return None
         before = self._parts.timeline.before(source.began - VISIBLE_SECONDS)
-        found = []
+        found = {}
         for table, (held_records, wanted_records) in unlike.items():
             places = self._parts.timeline.partitions([table])
             explained = sum(max(0, _end(ends, at) - min(look.offsets.get(at, 0), _end(before, at))) for at in places)
-            if abs(held_records - wanted_records) > explained:
-                found.append(
-                    f"{view.name} holds {held_records} records of {table}, PostgreSQL {wanted_records}; lag explains "
-                    f"{explained} at most: `cdc verify` names them"
-                )
+            found[table] = Unlike(held_records, wanted_records, explained)
         return found
 
     async def _ends_since(self) -> Mapping[str, list[int]] | None:
@@ -173,6 +212,13 @@ async def _alive(cached: Cached[T], answers: Callable[[], Awaitable[None]], fres
     except CdcError as error:
         return Asked(None, str(error), time.time())
     return await cached.get(fresh=fresh)
+
+
+def _sentence(name: str, table: str, unlike: Unlike) -> str:
+    return (
+        f"{name} holds {unlike.held} records of {table}, PostgreSQL {unlike.wanted}; lag explains {unlike.explained} "
+        "at most: `cdc verify` names them"
+    )
 
 
 def _end(ends: Mapping[str, list[int]], partition: tuple[str, int]) -> int:

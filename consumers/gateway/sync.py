@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from cdc.errors import CdcError
 from consumers.gateway.parts import Parts, StoreView
-from consumers.gateway.stats import Statistics
+from consumers.gateway.stats import Paused, Statistics, paused
 
 
 class Sync(BaseModel):
@@ -31,6 +31,7 @@ class SyncStatus(BaseModel):
     syncs: list[Sync]
     stale_count: int
     all_fresh: bool
+    paused: dict[str, Paused]
 
 
 async def sync_status(parts: Parts, statistics: Statistics) -> SyncStatus:
@@ -40,7 +41,11 @@ async def sync_status(parts: Parts, statistics: Statistics) -> SyncStatus:
     syncs = [sync for store in found for sync in store]
     stale = sum(sync.is_stale for sync in syncs)
     return SyncStatus(
-        objective_seconds=parts.objective_seconds, syncs=syncs, stale_count=stale, all_fresh=bool(syncs) and not stale
+        objective_seconds=parts.objective_seconds,
+        syncs=syncs,
+        stale_count=stale,
+        all_fresh=bool(syncs) and not stale,
+        paused=paused(parts),
     )
 
 

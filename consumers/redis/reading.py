@@ -27,12 +27,16 @@ WIDTH = 32  # digits of a position, before the vector in a tombstone
 _pack = msgspec.msgpack.encode
 
 
-async def walk(link: Link, layout: Layout, task: str | bytes) -> AsyncIterator[tuple[int, list[list[bytes]]]]:
-    """Steps of walk.lua until the whole database has been seen: `(how many, what was listed)`."""
+async def walk(
+    link: Link, layout: Layout, task: str | bytes, only_while: tuple[str, str] | None = None
+) -> AsyncIterator[tuple[int, list[list[bytes]]]]:
+    """Steps of walk.lua until the whole database has been seen: `(how many, what was listed)`; with `only_while`, a
+    hash and a field, as long as that is there."""
+    keys, fields = ([only_while[0]], [only_while[1]]) if only_while else ([], [])
     names, cursor = layout.names, b"0"
     while True:
         args = [cursor, names.glob, names.lua, STEP, task, layout.indexed or "", names.index_prefix]
-        cursor, count, listed = await link.run("walk", [], args)
+        cursor, count, listed = await link.run("walk", keys, [*args, *fields])
         yield count, listed
         if cursor == b"0":
             return

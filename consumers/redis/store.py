@@ -19,6 +19,7 @@ from cdc.config import Config
 from cdc.envelope import MARKER_KEYS
 from cdc.errors import MALFORMED, DecodeError, PreconditionError, RecordError, StoreError
 from cdc.failpoint import failpoint
+from consumers.redis.clearing import mark_of
 from consumers.redis.keys import decode_parts, parse_template, template_columns
 from consumers.redis.layout import Layout, OtherKey, learn
 from consumers.redis.reading import Reading, walk
@@ -248,9 +249,10 @@ class RedisStore(Reading, Swapping):
         """Removes the rows of layouts that tables had before: everything that was applied under them, and no newer."""
         sentinel = self._opened
         for (position, name), layout in list(sentinel.left.items()):
-            async for _ in walk(self.link, layout, f"{position}~"):  # ~: that position included
+            mark = mark_of(position, name)
+            async for _ in walk(self.link, layout, f"{position}~", (self._state, mark)):  # ~: that position included
                 pass
-            await self.link.run("begin", [self._state], [sentinel.instance, 1, f"w:{position}:{name}"])
+            await self.link.run("begin", [self._state], [sentinel.instance, 1, mark])
             del sentinel.left[position, name]
 
     def _encode(

@@ -1,7 +1,9 @@
 -- One bounded step over a table's records: SCAN, then only keys that fit the table's pattern exactly and hold a position.
 -- ARGV: cursor, glob, Lua pattern, how many keys to look at, what to do: 'count', 'list', 'having' (counts, and
 -- those with the field ARGV[6] again as the one thing listed), or a position below which records are removed; then for
--- removal: user column or '', index prefix. Returns {cursor, count, what was listed}.
+-- removal: user column or '', index prefix, and, with the sentinel in KEYS, the field in it that has to be there: what
+-- another member has removed may be filled again already. Returns {cursor, count, what was listed}.
+if KEYS[1] and redis.call('HEXISTS', KEYS[1], ARGV[8]) == 0 then return {'0', 0, {}} end
 local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[4], 'TYPE', 'hash')
 local pattern, task, user = ARGV[3], ARGV[5], ARGV[6]
 local count, listed = 0, {}
