@@ -7,6 +7,7 @@
     │   └── AbsentError       what we need of it is not there yet: it is waited for, as a server is
     ├── PreconditionError     a server is reachable but not set up for us (doctor's findings)
     ├── GapError              changes are lost between slot and progress; only a resync mends it
+    │   └── TopicsLost        the topics lost what was written; the tables have it, so that the reader may resync itself
     ├── DecodeError           bytes from the plugin, a topic or a snapshot file do not parse
     ├── StuckError            the source cannot show a change, again and again at the same place
     ├── RecordError           one record cannot be applied (it goes to the dead-letter topic)
@@ -60,6 +61,10 @@ class PreconditionError(CdcError):
 
 class GapError(CdcError):
     """Slot and progress disagree: changes between them are lost. Never continued silently."""
+
+
+class TopicsLost(GapError):
+    """The topics lack records that were in them. PostgreSQL still has what became of them."""
 
 
 class DecodeError(CdcError):

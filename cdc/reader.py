@@ -12,7 +12,17 @@ from typing import Any
 import psycopg
 
 from cdc.config import Config
-from cdc.errors import CdcError, ConnectError, FencedError, GapError, LoginError, RecordError, StuckError
+from cdc.errors import (
+    CdcError,
+    ConnectError,
+    FencedError,
+    GapError,
+    LoginError,
+    PreconditionError,
+    RecordError,
+    StuckError,
+    TopicsLost,
+)
 from cdc.holding import BACKOFF, pause
 from cdc.kafka.progress import Progress
 from cdc.log import get
@@ -21,6 +31,7 @@ from cdc.metrics import (
     READER_RETRIES,
     SOURCE_GAP,
 )
+from cdc.resync import resync
 from cdc.session import open_session
 from cdc.source.connection import connect_error
 from cdc.source.selection import TablesChanged
@@ -33,6 +44,7 @@ from cdc.wishes import Wishes
 log = get(__name__)
 GAP_SECONDS = 15.0  # a refused reader stays up that long, so that Prometheus (5 s) sees why
 STUCK_TRIES = 3  # the plugin's failures at one change until it is refused: each costs PostgreSQL seconds and gigabytes
+RESYNC_SECONDS = 600.0  # a large source takes minutes for a resync
 FENCED_SECONDS = 60.0  # two readers of one source with slots of their own fence each other without end
 STANDBY_SECONDS = 1.0  # how often a standby asks for the slot
 
@@ -49,6 +61,7 @@ class Reader:
         self._waits = gap_seconds > 0
         self._failures, self._place = 0, ""  # of the output plugin, in a row, at the same change
         self._fenced = -FENCED_SECONDS  # when another writer took over last, in monotonic seconds
+        self._resynced = -RESYNC_SECONDS  # when the topics were written anew last, in monotonic seconds
         self._stop = asyncio.Event()
         self._wishes = Wishes(config.kafka, "reader")
         self._streaming: Streaming | None = None
@@ -93,6 +106,9 @@ class Reader:
             except TablesChanged as change:
                 log.info("beginning anew", reason=change.message)
             except GapError as error:
+                if self._mends(error):
+                    await self._or_stop(self._write_anew(error))
+                    continue
                 SOURCE_GAP.labels(self._config.source_name).set(1)
                 log.critical("refusing to run", reason=error.message, hint=error.hint)
                 await self._or_stop(asyncio.sleep(self._gap_seconds))
@@ -100,6 +116,22 @@ class Reader:
             except RecordError as error:
                 await self._wait_for_a_person(error, error.reason)
                 raise
+
+    def _mends(self, error: GapError) -> bool:
+        """Topics that lost records are written anew once in a while: whatever takes them away again needs a person."""
+        may = isinstance(error, TopicsLost) and self._config.kafka.lost_topics == "resync"
+        return may and time.monotonic() - self._resynced > RESYNC_SECONDS
+
+    async def _write_anew(self, error: GapError) -> None:
+        """A resync of our own, in a new epoch. Another reader that was quicker has the slot: we stand by then."""
+        log.critical("topics lost records: all tables are read again, in a new epoch", reason=error.message)
+        READER_RETRIES.labels(self._config.source_name, type(error).__name__).inc()
+        try:
+            await resync(self._config)
+        except (ConnectError, PreconditionError) as failed:
+            log.warning("it is tried again", reason=failed.message, hint=failed.hint)
+        else:
+            self._resynced = time.monotonic()
 
     def _stand_by_once(self, error: FencedError) -> None:
         """Who hung, and was replaced, hears of it from Kafka or from PostgreSQL, whichever answers first; the next

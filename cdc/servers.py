@@ -33,6 +33,8 @@ class Postgres(Section):
     snapshot: Literal["initial", "never"] = "initial"
     snapshot_chunk_rows: int = Field(20_000, ge=1)
     snapshot_workers: int = Field(2, ge=1, le=32)
+    backfill_rows_per_second: int | None = Field(None, ge=1)  # None: as fast as it goes
+    repair_whole_share: float = Field(0.2, ge=0, le=1)  # of a table's rows that differ: beyond it all are sent again
     heartbeat_seconds: float = Field(2.0, gt=0)
     status_seconds: float = Field(5.0, gt=0, le=10)  # half of 10 s, well below wal_sender_timeout (60 s)
     connect_timeout_seconds: int = Field(10, ge=1)
@@ -81,6 +83,7 @@ class Kafka(Certificates):
     transaction_rows: int = Field(10_000, ge=1)  # a larger source transaction is cut by ordinal
     transaction_bytes: int = Field(8 * MIB, ge=1)
     max_record_bytes: int = Field(64 * MIB, ge=1 << 16)
+    lost_topics: Literal["resync", "stop"] = "resync"  # deleted, made anew, cut: mended by itself, or by you
     oversized: Literal["stop", "dead-letter"] = "stop"  # a row above that: wait for a person, or go on without it
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
@@ -105,13 +108,13 @@ class Kafka(Certificates):
         """Compacted; key source name, value `{"ts_us", "position", "ends": {topic: [end offset]}}`."""
         return f"{self.prefix}.cdc.heartbeat"
 
-    def dead_letter_topic(self, store: str) -> str:
-        """One a store."""
     @property
     def control_topic(self) -> str:
         """Compacted; key a component, value the newest wish that it stand still or go on (cdc/wishes.py)."""
         return f"{self.prefix}.cdc.control"
 
+    def dead_letter_topic(self, store: str) -> str:
+        """One a store."""
         return f"{self.prefix}.cdc.dead-letters.{store}"
 
     @property

@@ -6,7 +6,8 @@ So records are lost to the stores, and to every rebuild, when
 - a partition begins later than noted: retention, or kafka-delete-records, cut off its beginning;
 - a partition ends before where the newest heartbeat saw it end: an unclean leader election, or a disk that lost writes;
 - the topics hold records, and there is no progress: the progress topic was deleted.
-Each is a GapError, as a lost slot is: `cdc resync` writes every row anew, in a new epoch, and sweeps the rest.
+Each is a GapError, as a lost slot is: `cdc resync` writes every row anew, in a new epoch, and sweeps the rest. All but
+the last are TopicsLost, for which the reader does so itself: without progress nobody knows whose topics those are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from aiokafka import TopicPartition
 
 from cdc.config import Config, Kafka
 from cdc.envelope import POSITION_HEADER
-from cdc.errors import ConnectError, GapError
+from cdc.errors import ConnectError, GapError, TopicsLost
 from cdc.kafka import failure
 from cdc.kafka.offsets import open_consumer
 from cdc.kafka.progress import READ_SECONDS, Log, Progress, newest_value
@@ -115,7 +116,10 @@ def _epoch(headers: Mapping[str, bytes]) -> int:
 async def _refuse_orphans(config: Config, partitions: Partitions) -> None:
     """At-least-once delivery writes progress after the data, so there it may be missing in all innocence."""
     if config.kafka.delivery == "exactly-once" and await highest_epoch(config, partitions):
-        _refuse(f"the topics hold records, and {config.kafka.progress_topic} no progress of {config.source_name}")
+        raise GapError(
+            f"the topics hold records, and {config.kafka.progress_topic} no progress of {config.source_name}",
+            hint=REMEDY,
+        )
 
 
 async def _compare_ends(config: Config, epoch: int, ends: Mapping[str, list[int]]) -> None:
@@ -132,4 +136,4 @@ async def _compare_ends(config: Config, epoch: int, ends: Mapping[str, list[int]
 
 
 def _refuse(what: str) -> NoReturn:
-    raise GapError(what, hint=REMEDY)
+    raise TopicsLost(what, hint=REMEDY)

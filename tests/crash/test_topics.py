@@ -1,4 +1,5 @@
-"""Topics deleted, made anew or cut behind our backs: the reader refuses, and a resync makes all stores equal again.
+"""Topics deleted, made anew or cut behind our backs: all is written anew by itself, or by a person where that is asked
+for, and all stores are equal again.
 
 No offset tells of it: a new log may have outgrown the offsets of the old one.
 """
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -19,11 +21,12 @@ from aiokafka.errors import KafkaError
 from cdc.config import Config
 from cdc.embedded import Endpoints
 from cdc.errors import GapError
+from cdc.kafka.progress import Progress
 from cdc.kafka.topics import ensure_topics
 from cdc.reader import Reader
 from cdc.resync import resync
 from tests.comparison import assert_equal_everywhere, assert_in_order
-from tests.pipeline import MEMORIES, ReaderTask, config_of, pipeline, source
+from tests.pipeline import MEMORIES, ReaderTask, Running, config_of, pipeline, source, written
 from tests.waiting import LIMIT_SECONDS, until
 
 ROWS = (
@@ -91,6 +94,65 @@ async def progress_deleted(admin: Any, config: Config) -> None:
 Harm = Callable[[Any, Config], Awaitable[None]]
 
 
+@pytest.mark.parametrize(("harm", "reading"), [(made_anew, True), (deleted, True), (cut, True), (deleted, False)])
+async def test_a_lost_log_is_written_anew_by_itself(
+    servers: Endpoints, dsn: str, tmp_path: Path, harm: Harm, reading: bool
+) -> None:
+    """Redis is flushed too: what the topics lack it cannot have from them."""
+    config = config_of(servers, dsn, tmp_path)
+    admin: Any = AIOKafkaAdminClient(**config.kafka.client_options())
+    await admin.start()
+    try:
+        with source(config) as connection, redis.Redis.from_url(config.redis.url) as memory:
+            connection.execute(MEMORIES)
+            async with pipeline(config) as running:
+                connection.execute(ROWS.format(1, 60))
+                await running.caught_up()
+                if not reading:
+                    await running.source.stop()
+                await harm(admin, config)
+                connection.execute(ROWS.format(61, 300))
+                connection.execute("DELETE FROM memories WHERE id <= 10")
+                memory.flushdb()
+                if not reading:
+                    running.source = ReaderTask(config)
+                await until(lambda: epoch(running) == 2, "a new epoch")
+                await running.caught_up()
+                assert_in_order(await assert_equal_everywhere(running))
+    finally:
+        await admin.close()
+
+
+def epoch(running: Running) -> int:
+    """Of what is durable."""
+    progress = running.source.reader.progress
+    return progress.epoch if progress else 0
+
+
+async def test_topics_that_are_lost_again_need_a_person(servers: Endpoints, dsn: str, tmp_path: Path) -> None:
+    config = config_of(servers, dsn, tmp_path)
+    admin: Any = AIOKafkaAdminClient(**config.kafka.client_options())
+    await admin.start()
+    try:
+        with source(config) as connection:
+            connection.execute(MEMORIES)
+            connection.execute(ROWS.format(1, 60))
+            running = ReaderTask(config)
+            await written(config, running)
+            await made_anew(admin, config)
+            await written(config, running, lambda progress: progress.epoch == 2 and not unread(progress))
+            await made_anew(admin, config)
+            with pytest.raises(GapError, match="made anew"):
+                await asyncio.wait_for(running.task, LIMIT_SECONDS)
+    finally:
+        await admin.close()
+
+
+def unread(progress: Progress) -> list[str]:
+    """Tables whose snapshot is not done."""
+    return [table for table, state in progress.snapshots.items() if not state.done]
+
+
 @pytest.mark.parametrize(
     ("harm", "words", "reading"),
     [
@@ -104,7 +166,7 @@ Harm = Callable[[Any, Config], Awaitable[None]]
 async def test_a_lost_log_is_refused_and_a_resync_mends_it(
     servers: Endpoints, dsn: str, tmp_path: Path, harm: Harm, words: str, reading: bool
 ) -> None:
-    config = config_of(servers, dsn, tmp_path)
+    config = config_of(servers, dsn, tmp_path, kafka={"lost_topics": "stop"})
     admin: Any = AIOKafkaAdminClient(**config.kafka.client_options())
     await admin.start()
     try:
