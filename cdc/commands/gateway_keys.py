@@ -11,6 +11,11 @@ from cdc.errors import MALFORMED, ConfigError
 _OBJECT = msgspec.json.Decoder(dict[str, str | int])
 
 
+def no_users(table: str) -> ConfigError:
+    """For a question by user of a table that names no such column."""
+    return ConfigError(f"{table} has no index of users", hint=f'set tables."{table}".user = "<column>"')
+
+
 def values_of(identity: str, names: Sequence[str]) -> dict[str, str]:
     """By column. Raises ConfigError for what is no key of these columns."""
     if len(names) == 1:

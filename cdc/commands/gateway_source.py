@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from cdc.commands.contents import RedisContent
-from cdc.commands.gateway_keys import values_of
+from cdc.commands.gateway_keys import no_users, values_of
 from cdc.commands.verify import selected
 from cdc.commands.versions import versions_of
 from cdc.config import Config
@@ -67,6 +67,13 @@ class PostgresSource:
         """By the recency column, else by the key."""
         return await self._ask(lambda: self._newest(table, limit))
 
+    async def recent(self, table: str, user: str, limit: int) -> list[Memory]:
+        """As `newest`, of one user."""
+        column = self._config.table(*table.split(".", 1)).user
+        if column is None:
+            raise no_users(table)
+        return await self._ask(lambda: self._newest(table, limit, (column, user)))
+
     async def versions(self, table: str, identity: str) -> dict[str, Any]:
         """In a loop of its own: it asks PostgreSQL without awaiting."""
         work = versions_of(self._config, lambda names: values_of(identity, names), table)
@@ -117,10 +124,10 @@ class PostgresSource:
             rows.close()
         return None if row is None else self._shown(table, key, row)
 
-    def _newest(self, table: str, limit: int) -> list[Memory]:
+    def _newest(self, table: str, limit: int, having: tuple[str, str] | None = None) -> list[Memory]:
         rows = self._rows(table)
         try:
-            keys = self._newest_keys(rows.table, limit)
+            keys = self._newest_keys(rows.table, limit, having)
             found = asyncio.run(rows.look(keys))
         finally:
             rows.close()
@@ -130,20 +137,25 @@ class PostgresSource:
         [(schema, name)] = selected(self._config, table)
         return TableRows(self._config, schema, name, 0)
 
-    def _newest_keys(self, table: Table, limit: int) -> list[bytes]:
-        """Topic keys, the highest of the recency column first, else of the key."""
+    def _newest_keys(self, table: Table, limit: int, having: tuple[str, str] | None) -> list[bytes]:
+        """Topic keys, the highest of the recency column first, else of the key; of rows that have a value in a column
+        only. A value that the column cannot have has no rows."""
         columns = [table.columns[place] for place in table.key]
         names = [sql.Identifier(column.name) for column in columns]
         recency = self._config.table(table.schema, table.name).recency
         first = [sql.SQL("{} DESC NULLS LAST").format(sql.Identifier(recency))] if recency else []
-        query = sql.SQL("SELECT {} FROM {} ORDER BY {} LIMIT $1").format(
+        only = sql.SQL(" WHERE {} = $2").format(sql.Identifier(having[0])) if having else sql.SQL("")
+        query = sql.SQL("SELECT {} FROM {}{} ORDER BY {} LIMIT $1").format(
             sql.SQL(", ").join(sql.SQL("{}::text").format(name) for name in names),
             sql.Identifier(table.schema, table.name),
+            only,
             sql.SQL(", ").join([*first, *(sql.SQL("{} DESC").format(name) for name in names)]),
         )
         with connect(self._config.postgres, name=NAME) as connection:
             try:
-                found = raw(connection).execute(query, [limit]).fetchall()
+                found = raw(connection).execute(query, [limit, *([having[1]] if having else [])]).fetchall()
+            except psycopg.DataError:
+                return []
             except psycopg.Error as error:
                 raise connect_error(error) from error
         encoded = (tuple(c.codec(text.encode()) for c, text in zip(columns, row, strict=True)) for row in found)

@@ -6,11 +6,11 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cdc.commands.gateway_keys import values_of
+from cdc.commands.gateway_keys import no_users, values_of
 from cdc.commands.index_client import RemoteIndex
 from cdc.config import Config
 from cdc.envelope import decode_key
-from cdc.errors import CdcError, ConfigError, StoreError
+from cdc.errors import CdcError, StoreError
 from cdc.version import decode_vector
 from consumers.gateway.models import IndexHits, Query
 from consumers.gateway.parts import Counts, Memory, Row, StoreLook
@@ -84,7 +84,7 @@ class RedisView:
         """Records that expired meanwhile are left out."""
         layout = (await self._sentinel()).tables.get(table)
         if self._config.table(*table.split(".", 1)).user is None:
-            raise ConfigError(f"{table} has no index of users", hint=f'set tables."{table}".user = "<column>"')
+            raise no_users(table)
         if layout is None:
             return []
         index = layout.names.index_prefix + encode_odd(user)

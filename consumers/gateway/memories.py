@@ -8,7 +8,7 @@ from fastapi import APIRouter, HTTPException, Path, Query
 from pydantic import BaseModel
 
 from cdc.errors import CdcError
-from consumers.gateway.parts import Memory, Parts
+from consumers.gateway.parts import Memory, Parts, Source, WorkingMemory
 from consumers.gateway.records import NAME
 
 LIMIT = 1000  # records a list; the recency index keeps as many a user unless told otherwise
@@ -26,6 +26,15 @@ class Memories(BaseModel):
     source: str
 
 
+async def _complete(parts: Parts, table: str) -> bool:
+    """Whether Redis holds all that once was in the topics: a list of what it has would else look like all there is."""
+    try:
+        offsets = await parts.memory.offsets()
+    except CdcError:
+        return False  # /ready and /stats say why
+    return parts.timeline.place(offsets, [table]).fresh_until is not None
+
+
 def memories(parts: Parts) -> APIRouter:
     """`GET /memories…`."""
     router = APIRouter(prefix="/memories", tags=["memories"])
@@ -34,9 +43,10 @@ def memories(parts: Parts) -> APIRouter:
     async def recent(
         user_id: Annotated[str, Query(min_length=1, max_length=CHARACTERS)], limit: Limit = 20, table: Table = None
     ) -> Memories:
-        """A user's records by recency, from Redis."""
-        found = await parts.memory.recent(table or parts.table, user_id, limit)
-        return Memories(memories=found, source=parts.memory.name)
+        """A user's records by recency: from Redis, from PostgreSQL while Redis is down or being filled."""
+        wanted = table or parts.table
+        place: WorkingMemory | Source = parts.memory if await _complete(parts, wanted) else parts.source
+        return Memories(memories=await place.recent(wanted, user_id, limit), source=place.name)
 
     @router.get("/direct")
     async def direct(limit: Limit = 20, table: Table = None) -> Memories:

@@ -59,6 +59,8 @@ class Memory(BaseModel):
 class Source(Protocol):
     """PostgreSQL. Raises ConnectError; ConfigError and PreconditionError for what was asked wrongly."""
 
+    name: str
+
     async def look(self) -> SourceLook:
         """Counts every selected table: a walk over each."""
 
@@ -74,6 +76,9 @@ class Source(Protocol):
 
     async def newest(self, table: str, limit: int) -> list[Memory]:
         """The latest records, past every cache."""
+
+    async def recent(self, table: str, user: str, limit: int) -> list[Memory]:
+        """A user's records, newest first. Raises ConfigError for a table without an index of users."""
 
     async def versions(self, table: str, identity: str) -> dict[str, Any]:
         """The record in PostgreSQL and in each store, and which store is behind."""

@@ -48,7 +48,8 @@ class SourceStats(Counted):
 class StoreStats(Counted):
     """A store: its size, and how far it is right now. `lag_records` are in the topics and not yet applied;
     `unexplained` by table: records by which its count differs from PostgreSQL's beyond what lag explains, absent while
-    nobody can tell."""
+    nobody can tell. `filled` is there while it is being filled, as a new or a flushed one is: the share of the topics
+    it has; its counts grow."""
 
     memory_bytes: int | None = None
     disk_bytes: int | None = None
@@ -57,6 +58,7 @@ class StoreStats(Counted):
     fresh_until: float | None = None
     age_seconds: float | None = None
     lag_records: int | None = None
+    filled: float | None = None
     unexplained: dict[str, int] | None = None
 
 
@@ -155,18 +157,22 @@ class Statistics:
         tables = list(look.value.tables)
         place = self._parts.timeline.place(offsets, tables)
         try:
-            lag = _behind(offsets, await self._parts.timeline.ends(tables))
+            ends = await self._parts.timeline.ends(tables)
         except CdcError as error:
             return _store_stats(look, place, None), [f"{view.name}: {error}"]
-        stats, reasons = _store_stats(look, place, lag), self._late(view.name, place)
+        stats = _store_stats(look, place, _behind(offsets, ends))
+        stats.filled = None if place.fresh_until else _filled(offsets, ends)
+        reasons = self._late(view.name, place, stats.filled)
         unlike = await self._unlike(view, look.value, source.value) if source.value is not None else None
         if unlike is not None:
             stats.unexplained = dict.fromkeys(tables, 0) | {table: found.beyond for table, found in unlike.items()}
             reasons += [_sentence(view.name, table, found) for table, found in unlike.items() if found.beyond]
         return stats, reasons
 
-    def _late(self, name: str, place: Place) -> list[str]:
+    def _late(self, name: str, place: Place, filled: float | None) -> list[str]:
         age, objective = place.age(), self._parts.objective_seconds
+        if filled is not None:
+            return [f"{name} is being filled: it has {filled:.0%} of the topics, its counts are no truth yet"]
         if age is None:
             return [f"{name}: nobody can tell how fresh it is; is the reader running?"]
         return [f"{name} is {age:.1f} s behind, the objective is {objective:g} s"] if age > objective else []
@@ -229,6 +235,13 @@ def _end(ends: Mapping[str, list[int]], partition: tuple[str, int]) -> int:
 
 def _behind(offsets: Offsets, ends: Offsets) -> int:
     return sum(max(0, end - offsets.get(place, 0)) for place, end in ends.items())
+
+
+def _filled(offsets: Offsets, ends: Offsets) -> float | None:
+    """The share of the logs that is applied; None when it is all of them."""
+    done = sum(min(offsets.get(place, 0), end) for place, end in ends.items())
+    total = sum(ends.values())
+    return done / total if done < total else None
 
 
 def _source_stats(source: Asked[SourceLook]) -> SourceStats:
