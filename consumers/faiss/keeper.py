@@ -25,6 +25,7 @@ from consumers.store import Partition
 
 LOG = log.get(__name__)
 GROWTH = 5  # a snapshot when a fifth of the index has changed, however large it is
+SPACING = 4  # times as long as the last one took the next one waits: a quarter of the time is spent writing at most
 FIRST_SECONDS = 1.0  # while nothing is on the disk at all, a snapshot is tried that often
 
 
@@ -55,6 +56,7 @@ class Keeper:
         self._running: asyncio.Task[None] | None = None
         self._changes = 0  # records since the newest copy was taken
         self._tried = time.monotonic()
+        self._took = 0.0  # seconds, the last one
 
     def load(self) -> None:
         """Fills the content from the newest snapshot that is intact and ours; leaves it empty without one."""
@@ -103,6 +105,8 @@ class Keeper:
     def _due(self) -> bool:
         """Offsets of other tables alone make none due: they are passed over again at no cost."""
         settings, waited = self._settings, time.monotonic() - self._tried
+        if waited < SPACING * self._took:
+            return False
         if self._durable is None and self._content.offsets and waited >= min(FIRST_SECONDS, settings.snapshot_seconds):
             return True
         # Writing the whole index after every so many records would cost the square of its size in a replay.
@@ -125,6 +129,8 @@ class Keeper:
         except BaseException:
             self._changes += changes
             raise
+        finally:
+            self._took = time.monotonic() - self._tried
         await loop.run_in_executor(self._writer, self._prune, taken.manifest.created)
 
     def _take(self) -> tuple[Taken, int]:

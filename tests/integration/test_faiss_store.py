@@ -15,7 +15,7 @@ import pytest
 
 from cdc import metrics
 from cdc.errors import ConfigError, ConnectError, StoreError, StoreLost
-from consumers.faiss import FaissStore
+from consumers.faiss import FaissStore, keeper
 from consumers.store import Inspectable, Rebuildable, Store
 from tests.vector_records import TOPIC, batch, config, deletion, key_of, opened, position, record, vectors
 
@@ -75,7 +75,10 @@ async def test_a_restart_goes_on_exactly_where_the_snapshot_stands(tmp_path: Pat
         assert vector == pytest.approx(normal(data)[5])
 
 
-async def test_snapshots_come_by_number_and_by_time_and_old_ones_go(tmp_path: Path) -> None:
+async def test_snapshots_come_by_number_and_by_time_and_old_ones_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "SPACING", 0)
     async with opened(config(tmp_path, snapshot_records=10, keep_snapshots=2)) as store:
         for round_ in range(5):
             await fill(store, 10, lsn=1000 * round_ + 1, seed=round_)
@@ -91,6 +94,18 @@ async def test_snapshots_come_by_number_and_by_time_and_old_ones_go(tmp_path: Pa
         await store.flush()
         await store.settle()
         assert (tmp_path / "gen-1" / "snapshot-6").exists()
+
+
+async def test_a_snapshot_waits_in_proportion_to_what_the_last_one_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(config(tmp_path, snapshot_records=10)) as store:
+        for reached, spacing, durable in ((10, 0, 10), (20, 1e9, 10), (30, 0, 30)):
+            monkeypatch.setattr(keeper, "SPACING", spacing)
+            await store.apply(batch([record(n, 1 + n, offset=n) for n in range(reached - 10, reached)]))
+            await store.flush()
+            await store.settle()
+            assert await store.flush() == {(TOPIC, 0): durable}
 
 
 async def test_a_truncate_is_durable_with_its_offsets(tmp_path: Path) -> None:
