@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
 from cdc.errors import ConfigError
+from cdc.schedules import NAME, Schedule, with_defaults
 from cdc.section import FILES, Section
 from cdc.servers import Kafka, Postgres, Redis
 
@@ -103,6 +104,7 @@ class Gateway(Section):
     host: str = "127.0.0.1"
     port: Port = 8480
     address: str | None = None  # host:port where clients find it; None: `host` and `port`
+    count_seconds: float = Field(60.0, gt=0)  # so often counts are taken for metrics, also when nobody asks
     stats_seconds: float = Field(5.0, ge=0)  # counts are taken again when they are older, and tell how old they are
     admin_key: SecretStr | None = Field(None, min_length=16)  # none: nobody may; at best ADMIN_KEY_FILE
     admin_per_minute: int = Field(120, ge=1)  # calls from one address: twice a look at a job a second
@@ -129,6 +131,20 @@ class Config(Section):
     index: Index = Index()
     gateway: Gateway = Gateway()
     freshness: Freshness = Freshness()
+    schedule: dict[str, Schedule] = Field({}, validate_default=True)
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _usual_schedules(cls, schedule: object) -> object:
+        return with_defaults(schedule)
+
+    @field_validator("schedule")
+    @classmethod
+    def _labelled(cls, schedule: dict[str, Schedule]) -> dict[str, Schedule]:
+        for name in schedule:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"[schedule.{name!r}] has to be named by 1 to 64 letters, digits, - and _")
+        return schedule
 
     @field_validator("tables")
     @classmethod

@@ -115,6 +115,28 @@ VERIFY_DIFFERENCES = Gauge(
     "cdc_verify_differences", "Keys that differed in the last comparison, by kind", ["store", "table", "kind"]
 )
 
+VERIFY_SINCE = Gauge(
+    "cdc_verify_since_timestamp_seconds", "Since when a store's table is to be verified", ["store", "table"]
+)
+
+# gateway: schedules, and counts as GET /stats tells them; what is down has no count
+SCHEDULE_SUCCESS = Gauge(
+    "cdc_schedule_last_success_timestamp_seconds",
+    "When a schedule last succeeded; while it never has, since when it has been asked for",
+    ["schedule"],
+)
+SCHEDULE_PERIOD = Gauge("cdc_schedule_period_seconds", "The longest time between two runs of a schedule", ["schedule"])
+SCHEDULE_RUNS = Counter("cdc_schedule_runs_total", "Runs of a schedule, by outcome", ["schedule", "outcome"])
+GATEWAY_COUNTED = Gauge("cdc_gateway_counted_timestamp_seconds", "When all places were last asked")
+GATEWAY_DEGRADED = Gauge("cdc_gateway_degraded", "1 while /stats says degraded")
+GATEWAY_UP = Gauge("cdc_gateway_up", "1 while a place answers the gateway", ["place"])
+GATEWAY_ROWS = Gauge("cdc_gateway_rows", "Records of a table as a place itself counts them", ["place", "table"])
+GATEWAY_UNEXPLAINED = Gauge(
+    "cdc_gateway_unexplained_rows",
+    "Records by which a store's count differs from PostgreSQL's beyond what lag explains",
+    ["store", "table"],
+)
+
 
 def serve(host: str, port: int) -> int:
     """Serves `/metrics`; port 0 takes a free one. Returns the port. Raises ConfigError when it is taken."""

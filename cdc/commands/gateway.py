@@ -33,16 +33,19 @@ async def _serve(config: Config) -> None:
     from cdc import listening
     from cdc.commands.gateway_jobs import Desk
     from cdc.commands.gateway_rounds import rounds
+    from cdc.commands.gateway_schedule import ROUND_SECONDS as SCHEDULE_SECONDS
+    from cdc.commands.gateway_schedule import Timetable
     from cdc.commands.gateway_source import PostgresSource
     from cdc.commands.gateway_stores import IndexView, RedisView
     from cdc.commands.gateway_watermarks import ROUND_SECONDS, Recorder
     from cdc.commands.index_client import RemoteIndex
     from cdc.commands.stopping import on_signal
+    from cdc.wishes import Wishes
     from consumers.gateway.admin import Gate
     from consumers.gateway.app import create_app
-    from cdc.wishes import Wishes
     from consumers.gateway.keys import AdminKey, Rate
     from consumers.gateway.parts import Parts
+    from consumers.gateway.schedules import schedules
     from consumers.gateway.server import GatewayServer
     from consumers.gateway.stats import Statistics
     from consumers.gateway.timeline import Timeline
@@ -62,12 +65,14 @@ async def _serve(config: Config) -> None:
             stores=(memory, index),
             index=index,
             timeline=timeline,
+            wishes=Wishes(config.kafka),
         )
         statistics = Statistics(parts)
         desk, settings = Desk(config, statistics), config.gateway
         key = settings.admin_key.get_secret_value() if settings.admin_key else None
         app = create_app(parts, statistics, desk, Gate(desk, AdminKey(key), Rate(settings.admin_per_minute)))
-            wishes=Wishes(config.kafka),
+        timetable = Timetable(config, desk, parts, statistics)
+        app.include_router(schedules(timetable))
         try:
             async with GatewayServer(app, config.gateway.host, config.gateway.port) as server:
                 listening.announce("clients are answered", config.gateway.host, server.port)
@@ -75,16 +80,19 @@ async def _serve(config: Config) -> None:
                     await _until(
                         stop,
                         timeline.listen(),
+                        parts.wishes.listen(),
                         rounds("recording watermarks", Recorder(config, parts, statistics).round, ROUND_SECONDS),
                         rounds("taking signals", desk.take_signals, SIGNAL_SECONDS),
+                        rounds("keeping schedules", timetable.round, SCHEDULE_SECONDS),
+                        rounds("counting", statistics.get, settings.count_seconds),
                     )
         finally:
+            timetable.close()
             await desk.close()
             source.close()
             await store.close()
 
 
-                        parts.wishes.listen(),
 async def _until(stop: asyncio.Event, *beside: Coroutine[Any, Any, None]) -> None:
     """What runs beside runs as long; raises what one of them raised."""
     stopping = asyncio.ensure_future(stop.wait())

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+from cdc.commands import gateway_command
 from cdc.commands.cache import cleared
 from cdc.commands.gateway_control import keep
 from cdc.commands.outcome import Outcome, measure
@@ -17,6 +18,7 @@ from cdc.commands.rebuild import document, fill_anew
 from cdc.commands.snapshot import request
 from cdc.commands.verify import STORES, compare_all
 from cdc.config import Config
+from cdc.control import retention
 from cdc.control.verify_runs import VerifyRun, record_verify
 from consumers.rebuild import Progress
 
@@ -100,11 +102,24 @@ async def clear_cache(config: Config, arguments: Mapping[str, Any], report: Repo
     return await cleared(config, arguments.get("table"), report.reached)
 
 
+async def prune(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """How many old rows of each table of the control schema were removed."""
+    removed = await asyncio.to_thread(keep, config, retention.prune)
+    return {"removed": removed}
+
+
+async def command(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """How a program of the operator's own ended."""
+    return await gateway_command.run(arguments)
+
+
 WORKS: Mapping[str, Work] = {
     "refresh-stats": refresh_stats,
     "verify": verify,
     "rebuild": rebuild,
     "snapshot": snapshot,
+    "prune": prune,
+    "command": command,
     "clear-cache": clear_cache,
     "pause": pause,
     "resume": resume,

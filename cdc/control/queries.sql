@@ -95,6 +95,20 @@ SELECT DISTINCT ON (store, table_name) store, table_name AS "table", started_at,
     missing, extra, stale, different, unsettled, repaired, error, run_by, job_id
 FROM cdc.verify_runs ORDER BY store, table_name, ended_at DESC, id DESC;
 
+-- name: verified_since
+-- Runs recorded after a number, in order.
+SELECT id, store, table_name AS "table", started_at, ended_at, position, share, rows, missing, extra, stale, different,
+    unsettled, repaired, error, run_by, job_id
+FROM cdc.verify_runs WHERE id > %(number)s ORDER BY id;
+
+-- name: last_verified
+-- Of each store and table the newest run, and when a run over all rows last found nothing.
+SELECT DISTINCT ON (store, table_name) id, store, table_name AS "table", started_at, ended_at, position, share, rows,
+    missing, extra, stale, different, unsettled, repaired, error, run_by, job_id,
+    max(ended_at) FILTER (WHERE error IS NULL AND share = 1 AND missing + extra + stale + different = 0)
+        OVER (PARTITION BY store, table_name) AS passed_at
+FROM cdc.verify_runs ORDER BY store, table_name, ended_at DESC, id DESC;
+
 -- name: mirror_letter
 -- A letter as the topic shows it now.
 INSERT INTO cdc.letters (id, store, table_name, key, reason, message, topic, partition, "offset", position, refused_at,
@@ -126,3 +140,51 @@ SELECT * FROM cdc.sync_statistics();
 -- name: check_record
 -- One record.
 SELECT * FROM cdc.check_record(%(table)s, %(key)s);
+
+-- name: disable_schedules
+-- Those that are not asked for any more.
+UPDATE cdc.schedules SET enabled = false WHERE enabled AND name <> ALL (%(names)s::text[]);
+
+-- name: enable_schedule
+-- One that is asked for; one that comes back, or becomes something else, begins anew.
+INSERT INTO cdc.schedules AS s (name, kind, period) VALUES (%(name)s, %(kind)s, %(period)s)
+ON CONFLICT (name) DO UPDATE SET kind = excluded.kind, period = excluded.period, enabled = true,
+    first_seen = CASE WHEN s.enabled AND s.kind = excluded.kind THEN s.first_seen ELSE clock_timestamp() END,
+    last_success = CASE WHEN s.kind = excluded.kind THEN s.last_success END,
+    last_error = CASE WHEN s.kind = excluded.kind THEN s.last_error END
+WHERE (s.kind, s.period, s.enabled) IS DISTINCT FROM (excluded.kind, excluded.period, true);
+
+-- name: settle_schedules
+-- Takes over how jobs ended.
+UPDATE cdc.schedules s SET job = NULL, last_job = j.id,
+    last_success = CASE j.state WHEN 'succeeded' THEN j.ended_at ELSE s.last_success END,
+    last_error = CASE j.state WHEN 'succeeded' THEN NULL ELSE coalesce(j.error, j.state) END
+FROM cdc.jobs j WHERE j.id = s.job AND j.ended_at IS NOT NULL RETURNING s.name, j.state;
+
+-- name: read_schedules
+-- Those that are asked for.
+SELECT name, kind, extract(epoch FROM period)::float8 AS period_seconds, first_seen, last_run, last_success, last_error,
+    job, last_job
+FROM cdc.schedules WHERE enabled ORDER BY name;
+
+-- name: claim_schedule
+-- Begins a run, unless somebody else has since it was seen, or one is under way.
+UPDATE cdc.schedules SET last_run = clock_timestamp()
+WHERE name = %(name)s AND enabled AND job IS NULL AND last_run IS NOT DISTINCT FROM %(last_run)s RETURNING name;
+
+-- name: schedule_runs
+-- The job of a run that was begun.
+UPDATE cdc.schedules SET job = %(job)s WHERE name = %(name)s;
+
+-- name: schedule_refused
+-- Why a run that was begun has no job.
+UPDATE cdc.schedules SET last_error = %(error)s WHERE name = %(name)s;
+
+-- name: note_verify_subjects
+-- What is to be verified from now on.
+INSERT INTO cdc.verify_subjects (store, table_name) SELECT * FROM unnest(%(stores)s::text[], %(tables)s::text[])
+ON CONFLICT (store, table_name) DO NOTHING;
+
+-- name: verify_subjects
+-- Since when it is.
+SELECT store, table_name, first_seen FROM cdc.verify_subjects ORDER BY store, table_name;

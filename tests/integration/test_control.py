@@ -42,8 +42,8 @@ def connection(database: str) -> Iterator[Connection]:
     migrate(database)
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(
-            "TRUNCATE cdc.watermarks, cdc.jobs, cdc.signals, cdc.verify_runs, cdc.letters, cdc.conflicts, cdc.marks;"
-            " DELETE FROM cdc.audit"
+            "TRUNCATE cdc.watermarks, cdc.jobs, cdc.signals, cdc.verify_runs, cdc.letters, cdc.conflicts, cdc.marks,"
+            " cdc.schedules; DELETE FROM cdc.audit"
         )
         yield connection
 
