@@ -18,10 +18,11 @@ from cdc.config import Config
 from cdc.envelope import SWEEP_KEY, TRUNCATE_KEY
 from cdc.kafka.block import Packed, Rows
 from cdc.kafka.chunk import Heartbeat, Outgoing
-from cdc.kafka.progress import Progress, SnapshotState
+from cdc.kafka.progress import Backfill, Progress, SnapshotState
 from cdc.log import get
 from cdc.oversized import Oversized
 from cdc.position import Position
+from cdc.source.backfill import noted
 from cdc.source.events import (
     UNCHANGED,
     UNKNOWN,
@@ -42,6 +43,7 @@ from cdc.source.rows import SNAPSHOT_HEAD, Envelope, Origin
 from cdc.source.snapshot import TableSnapshot
 from cdc.source.window import Chunk as SnapshotChunk
 from cdc.source.window import Name, Windows
+from cdc.trail import Transaction
 
 log = get(__name__)
 HOLE_BYTES = 8 << 10  # what an unchanged TOAST column may weigh once filled: a vector of 2,000 floats, a page of text
@@ -73,6 +75,8 @@ class Assembler:
         self.windows = Windows()
         self.requested: set[str] = set()  # tables asked for whose snapshot has not begun
         self.skipped = 0
+        self.tells = False  # whether chunks are to name their transactions
+        self._named = 0  # the commit LSN of the last one
 
     def begin(self) -> None:
         """Makes the first chunk carry the progress we start from, so that a new slot and its progress go together."""
@@ -185,6 +189,16 @@ class Assembler:
         chunk = self._chunk
         chunk.progress = self._progress
         chunk.oldest_us = chunk.oldest_us or begin.commit_us
+        if self.tells and ordinal:
+            self._name(begin)
+
+    def _name(self, begin: Begin) -> None:
+        """A transaction with records, once a chunk."""
+        named = self._chunk.transactions
+        if not named or named[-1].commit_lsn != begin.commit_lsn:
+            first = self._named != begin.commit_lsn
+            named.append(Transaction(self._origin.epoch, begin.commit_lsn, begin.xid, begin.commit_us, first))
+            self._named = begin.commit_lsn
 
     def _next(self) -> int:
         """The next ordinal, 0 when it is in Kafka already."""
@@ -307,6 +321,9 @@ class Assembler:
         if not self._all(envelope, topic, chunk.rows.without(window.keys)):
             for row in chunk.rows:
                 self._one(envelope, topic, row, window.keys)
+        for old in chunk.gone:
+            if (key := envelope.key(old)) not in window.keys:
+                self._delete(envelope, topic, key, old, self._next())
         self._finish(offer, envelope, topic)
 
     def _all(self, envelope: Envelope, topic: str, rows: Rows) -> bool:
@@ -326,17 +343,24 @@ class Assembler:
             self._put(topic, (row[0], value, envelope.timestamp_ms, headers))
 
     def _finish(self, offer: Offer, envelope: Envelope, topic: str) -> None:
-        """Progress of the table's snapshot; after its last chunk the sweep of what it did not write. That is what is of
-        an older epoch, and what is older than the request: whatever existed since was written with a newer position,
-        by the chunk that read it or by the stream."""
+        """Progress of the table's snapshot or of a backfill. After a snapshot's last chunk the sweep of what it did not
+        write: that is what is of an older epoch, and what is older than the request: whatever existed since was written
+        with a newer position, by the chunk that read it or by the stream."""
         chunk = offer.chunk
+        self._chunk.offers.append(offer)
         name = ".".join(chunk.name)
         state = offer.snapshot.advance(offer.number, chunk)
+        if isinstance(state, Backfill):
+            return self._advance_backfill(offer.snapshot.id, state)
         if name not in self.requested:  # else it is to begin anew, also after a restart
             self.set_snapshot(name, state)
         if state.done and (below := state.since or self._epoch_below()):
             self._mark(envelope, topic, SWEEP_KEY, below, self._next())
-        self._chunk.offers.append(offer)
+
+    def _advance_backfill(self, identity: str, state: Backfill) -> None:
+        known = self.backfills.get(identity)
+        if known is not None and not known.ended:  # else it has failed meanwhile
+            self.set_backfill(identity, state)
 
     def _epoch_below(self) -> str:
         epoch = self._origin.epoch
@@ -351,6 +375,17 @@ class Assembler:
         """Notes the state of a table's snapshot in the progress that goes with the next chunk."""
         snapshots = {**self._progress.snapshots, name: state}
         self._progress = msgspec.structs.replace(self._progress, snapshots=snapshots)
+        self._chunk.progress = self._progress
+
+    @property
+    def backfills(self) -> dict[str, Backfill]:
+        """By id, as the next chunk's progress has them."""
+        return self._progress.backfills
+
+    def set_backfill(self, identity: str, state: Backfill) -> None:
+        """Notes the state of a backfill in the same way."""
+        backfills = noted(self._progress.backfills, identity, state)
+        self._progress = msgspec.structs.replace(self._progress, backfills=backfills)
         self._chunk.progress = self._progress
 
 

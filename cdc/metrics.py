@@ -66,7 +66,18 @@ SLOT_LOST = Gauge("cdc_slot_lost", "1 when the server invalidated the slot", ["s
 SOURCE_GAP = Gauge("cdc_source_gap", "1 when slot and progress disagree and the reader refuses to run", ["source"])
 SNAPSHOT_ROWS = Counter("cdc_snapshot_rows_total", "Rows read by table snapshots", ["table"])
 SNAPSHOT_RUNNING = Gauge("cdc_snapshot_running", "1 while a table's snapshot runs", ["table"])
+BACKFILL_OPEN = Gauge("cdc_backfills_running", "Backfills under way", ["table"])
+BACKFILLS = Counter("cdc_backfills_total", "Backfills that have ended, by outcome", ["table", "outcome"])
+BACKFILL_ROWS = Counter("cdc_backfill_rows_total", "Rows sent by backfills", ["table"])
+BACKFILL_TOTAL = Gauge("cdc_backfill_rows_expected", "Rows the backfill begun last is about to send", ["table"])
 SOURCE_ROWS = Gauge("cdc_source_rows", "Rows of a table, counted in PostgreSQL", ["table"])
+
+# gateway
+GATEWAY_ROUND = Gauge(
+    "cdc_gateway_round_timestamp_seconds",
+    "When each thing that the gateway does again and again last succeeded, its start before the first time",
+    ["round"],
+)
 
 # consumers
 STORE_APPLIED = Gauge(
@@ -104,11 +115,16 @@ INDEX_SKIPPED = Counter("cdc_index_unchanged_total", "Vectors not written becaus
 INDEX_RETRAINS = Counter("cdc_index_retrains_total", "Retrainings of the IVF index", ["store"])
 SEARCH_SECONDS = Histogram("cdc_search_seconds", "Time of one search", ["store"], buckets=LAG_BUCKETS)
 
-# verify, where a process does it on a schedule
+# verify: the gateway's, from what `cdc.verify_runs` holds, whoever compared
 VERIFY_RUNS = Counter(
     "cdc_verify_runs_total", "Comparisons of a store with PostgreSQL, by outcome", ["store", "table", "outcome"]
 )
 VERIFY_LAST = Gauge("cdc_verify_timestamp_seconds", "When the last comparison ended", ["store", "table"])
+VERIFY_PASSED = Gauge(
+    "cdc_verify_passed_timestamp_seconds",
+    "When the last comparison of all rows ended without a difference, 0 before the first",
+    ["store", "table"],
+)
 VERIFY_SECONDS = Gauge("cdc_verify_seconds", "How long the last comparison took", ["store", "table"])
 VERIFY_ROWS = Gauge("cdc_verify_rows", "Rows the last comparison looked at", ["store", "table"])
 VERIFY_DIFFERENCES = Gauge(

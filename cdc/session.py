@@ -30,6 +30,7 @@ from cdc.kafka.topics import ensure_topics
 from cdc.kafka.writer import Writer
 from cdc.log import get
 from cdc.oversized import Oversized, open_oversized
+from cdc.source.backfill import kept
 from cdc.source.beside import beside
 from cdc.source.catalog import Catalog, SelectedTable
 from cdc.source.connection import connect
@@ -173,7 +174,7 @@ def _selected(config: Config, progress: Progress, tables: list[tuple[str, str]])
     known, never = progress.snapshots, config.postgres.snapshot == "never"
     names = [name for name in map(".".join, tables) if name in known or not never]
     states = {name: known.get(name, SnapshotState(since=since)) for name in names}
-    return msgspec.structs.replace(progress, snapshots=states)
+    return msgspec.structs.replace(progress, snapshots=states, backfills=kept(progress.backfills, tables))
 
 
 def defined(config: Config, connection: Connection, progress: Progress, tables: list[tuple[str, str]]) -> Progress:

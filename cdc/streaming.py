@@ -16,7 +16,7 @@ from cdc.failpoint import failpoint
 from cdc.holding import hold
 from cdc.kafka.chunk import Batches, Outgoing
 from cdc.kafka.logs import watch_logs
-from cdc.kafka.progress import Progress, SnapshotState
+from cdc.kafka.progress import Progress
 from cdc.log import get
 from cdc.metrics import (
     COMMIT_TO_KAFKA,
@@ -29,14 +29,16 @@ from cdc.metrics import (
     READER_PROGRESS,
     SOURCE_HEARTBEAT,
 )
-from cdc.session import Session, wanted_snapshots
+from cdc.session import Session
+from cdc.snapshots import Snapshots
 from cdc.source.beside import beside
 from cdc.source.fill import fill
 from cdc.source.heartbeat import beat
 from cdc.source.rows import Origin
 from cdc.source.selection import TablesChanged
-from cdc.source.snapshot import OnProgress, SnapshotJob
+from cdc.source.snapshot import OnProgress
 from cdc.source.watch import watch
+from cdc.trail import Trail
 from cdc.wishes import Wishes
 
 log = get(__name__)
@@ -47,16 +49,22 @@ class Streaming:
     """Of one session. `progress` is what is durable."""
 
     def __init__(self, config: Config, session: Session, on_snapshot: OnProgress, wishes: Wishes) -> None:
-        self._wishes = wishes
-        self._config, self._session, self._on_snapshot = config, session, on_snapshot
+        self._wishes, self._trail = wishes, Trail(config, "reader")
+        self._config, self._session = config, session
         self.progress: Progress = session.progress
         origin = Origin(config.source_name, session.database, session.progress.epoch)
-        self._assembler = Assembler(
-            config, origin, session.progress, self._request, session.oversized, session.confirmed_lsn
-        )
+        self._assembler.tells = self._trail.told
         self._ready = asyncio.Event()
         self._taken = asyncio.Event()
-        self._wanted: asyncio.Queue[tuple[tuple[str, str], SnapshotState]] = asyncio.Queue()
+        self._assembler = Assembler(
+            config,
+            origin,
+            session.progress,
+            lambda content: self._snapshots.request(content),
+            session.oversized,
+            session.confirmed_lsn,
+        )
+        self._snapshots = Snapshots(config, session, self._assembler, on_snapshot, self._ready.set)
 
     async def work(self) -> None:
         """Until cancelled or a task fails."""
@@ -64,10 +72,8 @@ class Streaming:
         log.info("reading", position=str(session.progress.position), tables=len(session.tables))
         self._assembler.begin()
         self._ready.set()
-        for name, state in wanted_snapshots(session).items():
-            self._wanted.put_nowait((name, state))
         async with asyncio.TaskGroup() as group:
-            for task in (self._pump(), self._ship(group), self._status(), self._snapshots()):
+            for task in (self._pump(), self._ship(group), self._status(), self._snapshots.work()):
                 group.create_task(task)
             group.create_task(beat(config))
             group.create_task(self._watch_logs())
@@ -129,7 +135,9 @@ class Streaming:
             writing = group.create_task(self._write(chunk, prepared))
 
     async def _write(self, chunk: Assembly, prepared: list[Batches]) -> None:
+        begun = self._trail.now()
         written = await self._session.writer.write(chunk, prepared)
+        self._trail.written(chunk.transactions, begun, written.records)
         self._settle(chunk, written.durable_us)
         if self._assembler.ready:
             self._ready.set()
@@ -197,29 +205,3 @@ class Streaming:
         while True:
             self._feedback()
             await asyncio.sleep(self._config.postgres.status_seconds)
-
-    def _request(self, content: dict[str, object]) -> None:
-        """A logical message asks for a table's snapshot. Noted in progress, so that a restart does not forget it."""
-        table = content.get("table")
-        if content.get("kind") != "snapshot" or not isinstance(table, list) or tuple(table) not in self._session.tables:
-            log.warning("request not understood", reason="unknown kind or table", hint="use `cdc snapshot TABLE`")
-            return
-        name = (str(table[0]), str(table[1]))
-        label = ".".join(name)
-        state = SnapshotState(since=self._assembler.here)
-        self._assembler.set_snapshot(label, state)
-        if label not in self._assembler.requested:  # else the one that has not begun serves both
-            self._assembler.requested.add(label)
-            self._wanted.put_nowait((name, state))
-
-    async def _snapshots(self) -> None:
-        """One table after the other, while the stream goes on."""
-        while True:
-            name, state = await self._wanted.get()
-            self._assembler.requested.discard(".".join(name))
-            catalog = self._session.catalog
-            table = catalog.table(*name)
-            job = SnapshotJob(
-                self._config, table, catalog.copy_columns(table), state, self._assembler.offer, self._on_snapshot
-            )
-            await job.run()

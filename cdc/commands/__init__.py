@@ -8,7 +8,7 @@ import typer
 
 COMMANDS = (
     "up", "down", "init", "doctor", "status", "top", "reader", "consume", "gateway", "versions", "verify", "rebuild",
-    "snapshot", "resync", "pause", "resume", "cache", "dlq", "demo",
+    "snapshot", "backfill", "resync", "pause", "resume", "cache", "dlq", "demo",
 )  # fmt: skip
 MODULES = {"down": "up", "resume": "pause"}  # where a command shares a module
 

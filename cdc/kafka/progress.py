@@ -28,6 +28,24 @@ class SnapshotState(msgspec.Struct, frozen=True):
     since: str | None = None
 
 
+class Backfill(SnapshotState, frozen=True, omit_defaults=True):
+    """A part of `table` asked for: `keys` (texts of the key's columns), the rows that meet a condition, which stands in
+    `cdc.conditions`, or all of them; at most `rate` rows a second. `gone` counts keys asked for that had no row, sent
+    as deletes; `failed` is the reason why it ended, without any value of a row."""
+
+    table: str = ""
+    keys: list[list[str]] = []
+    condition: bool = False
+    rate: int | None = None
+    gone: int = 0
+    failed: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Done or failed."""
+        return self.done or self.failed is not None
+
+
 class Log(msgspec.Struct, frozen=True, omit_defaults=True):
     """The log behind a topic: Kafka's id of it, and the offset at which each partition begins; none is all zero."""
 
@@ -54,6 +72,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     xid: int = 0
     database_oid: int = 0
     snapshots: dict[str, SnapshotState] = {}
+    backfills: dict[str, Backfill] = {}  # by id, the newest last, see cdc/source/backfill.py
     logs: dict[str, Log] = {}  # by topic, see cdc/kafka/logs.py
     definitions: dict[str, Definition] = {}  # by table, see cdc/source/definition.py
 

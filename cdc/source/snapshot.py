@@ -18,20 +18,24 @@ from typing import Any
 
 import msgspec
 import psycopg
-from psycopg import Connection, sql
+from psycopg import Connection, pq, sql
 
 from cdc.config import Config
+from cdc.errors import CdcError
 from cdc.failpoint import failpoint
 from cdc.kafka.block import Rows
-from cdc.kafka.progress import SnapshotState
+from cdc.kafka.progress import Backfill, SnapshotState
 from cdc.log import get
-from cdc.metrics import SNAPSHOT_ROWS, SNAPSHOT_RUNNING
+from cdc.metrics import BACKFILL_ROWS, BACKFILL_TOTAL, SNAPSHOT_ROWS, SNAPSHOT_RUNNING
 from cdc.source.beside import beside, opened
-from cdc.source.connection import connect, connect_error
+from cdc.source.condition import estimate, explained
+from cdc.source.connection import connect, connect_error, raw
 from cdc.source.copy_text import cells
 from cdc.source.copying import copied
-from cdc.source.events import MESSAGE_PREFIX, Table
+from cdc.source.events import MESSAGE_PREFIX, UNCHANGED, Fragment, Table
+from cdc.source.pace import Pace
 from cdc.source.runs import copy_reader
+from cdc.source.spans import Selection, Span, Spans
 from cdc.source.visibility import parse_shot
 from cdc.source.window import Chunk, Name
 
@@ -47,20 +51,12 @@ FIRST_ROWS = 1000  # of a chunk before a row's width is known
 
 
 @dataclass(slots=True)
-class Span:
-    """A part of the key's range, `(after, upto]`, as text; None is open."""
-
-    after: list[str] | None
-    upto: list[str] | None
-    number: int
-
-
-@dataclass(slots=True)
 class TableSnapshot:
     """State of one table's snapshot: spans done out of order wait in `finished` until the ones before them are."""
 
     name: Name
     state: SnapshotState
+    id: str = ""  # of a backfill
     total: int = 0  # rows, as PostgreSQL estimates: for the progress bar
     next_number: int = 0
     finished: dict[int, tuple[list[str] | None, bool, int]] = field(default_factory=dict)
@@ -68,6 +64,8 @@ class TableSnapshot:
 
     def advance(self, number: int, chunk: Chunk) -> SnapshotState:
         """A chunk is about to be durable: moves `after` as far as there is no hole."""
+        if chunk.gone:  # the last one alone tells of them
+            self.state = msgspec.structs.replace(self.state, gone=len(chunk.gone))
         if chunk.whole:
             rows = len(chunk.rows) + self.ahead.pop(number, 0)
             self.finished[number] = (chunk.last_key, chunk.final, rows)
@@ -94,12 +92,13 @@ def low_high(connection: Connection, kind: str, chunk_id: str, name: Name) -> No
 class ChunkReader:
     """Reads chunks of one table over one connection; used from a worker's thread."""
 
-    def __init__(self, config: Config, table: Table, expressions: list[sql.Composable], limit: int) -> None:
+    def __init__(
+        self, config: Config, table: Table, expressions: list[sql.Composable], selection: Selection, limit: int
+    ) -> None:
         self._connection = connect(config.postgres, name="memory-cdc snapshot")
-        self._table, self._limit = table, limit
+        self._table, self._limit, self._selection = table, limit, selection
         self._read_lines = copy_reader(table)
-        self._keys = [table.columns[i] for i in table.key]
-        self._select = sql.SQL(", ").join(expressions)
+        self._spans = Spans(table, expressions, selection)
         self._most = FIRST_ROWS
 
     def close(self) -> None:
@@ -108,36 +107,42 @@ class ChunkReader:
 
     def bound(self, after: list[str] | None) -> list[str] | None:
         """The key `limit` rows further on, None when the table ends before."""
-        query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} OFFSET {} LIMIT 1").format(
-            sql.SQL(", ").join(self._key_texts()),
-            self._from(),
-            self._where(Span(after, None, 0)),
-            self._order(),
-            sql.Literal(self._limit - 1),
-        )
-        row = self._fetch(query)
+        row = self._fetch(self._spans.bound(after, self._limit))
         return None if row is None else list(row)
 
     def _fetch(self, query: sql.SQL | sql.Composed, parameters: Sequence[str] = ()) -> tuple[Any, ...] | None:
         try:
             return self._connection.execute(query, parameters or None).fetchone()
         except psycopg.Error as error:
-            raise connect_error(error) from error
+            raise self._explained(error) from error
+
+    def _explained(self, error: psycopg.Error) -> CdcError:
+        """What a person asked for may be what PostgreSQL does not like."""
+        return explained(self._connection, error, "this") if any(self._selection) else connect_error(error)
+
+    def check(self) -> None:
+        """Raises Refused for a condition that is none, ConnectError."""
+        if self._selection.condition is not None:
+            estimate(self._connection, self._spans.source, self._selection.condition)
 
     def estimate(self) -> int:
         """Rows as the planner counts them, 0 when the table was never analyzed: for progress only."""
-        table = self._from().as_string(self._connection)
+        if self._selection.keys:
+            return len(self._selection.keys)
+        if self._selection.condition is not None:
+            return estimate(self._connection, self._spans.source, self._selection.condition)
+        table = self._spans.source.as_string(self._connection)
         row = self._fetch(sql.SQL(_ESTIMATE), (table,))
         return int(row[0]) if row else 0
 
     def read(self, span: Span, name: Name) -> Chunk:
-        """Low message, rows of the span in one snapshot, high message. Raises ConnectError."""
+        """Low message, rows of the span in one snapshot. Raises ConnectError, Refused."""
         chunk_id = uuid.uuid4().hex
         try:
             low_high(self._connection, "low", chunk_id, name)
             chunk = self._read(span, name, chunk_id)
         except psycopg.Error as error:
-            raise connect_error(error) from error
+            raise self._explained(error) from error
         return chunk
 
     def close_window(self, chunk: Chunk) -> None:
@@ -153,17 +158,28 @@ class ChunkReader:
         shot = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
         assert shot is not None
         rows, last, cut = self._rows(span)
-        connection.execute("ROLLBACK")
         final = span.upto is None and not cut
-        return Chunk(chunk_id, name, self._table, rows, parse_shot(shot[0]), last, final, not cut)
+        gone = self._gone() if final and self._selection.keys else []
+        connection.execute("ROLLBACK")
+        return Chunk(chunk_id, name, self._table, rows, parse_shot(shot[0]), last, final, not cut, gone)
+
+    def _gone(self) -> list[list[Fragment]]:
+        """All keys asked for that have no row, however far the rows are: the last chunk alone tells of them."""
+        found = raw(self._connection).execute(self._spans.absent()).pgresult
+        return [] if found is None else [self._old(found, place) for place in range(found.ntuples)]
+
+    def _old(self, found: pq.abc.PGresult, place: int) -> list[Fragment]:
+        table = self._table
+        old: list[Fragment] = [UNCHANGED] * len(table.columns)
+        for column, index in enumerate(table.key):
+            old[index] = table.columns[index].codec(found.get_value(place, column) or b"")
+        return old
 
     def _rows(self, span: Span) -> tuple[Rows, list[str] | None, bool]:
         """`(rows, key of the last one, whether a limit cut them short)`."""
         limit = min(self._most, self._limit + 1)
-        query = sql.SQL("COPY (SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT {}) TO STDOUT").format(
-            self._select, self._from(), self._where(span), self._order(), sql.Literal(limit)
-        )
-        found = copied(self._connection, query.as_bytes(self._connection), self._read_lines, MOST_BYTES)
+        query = self._spans.rows(span, limit).as_bytes(self._connection)
+        found = copied(self._connection, query, self._read_lines, MOST_BYTES)
         if not found.rows.count:
             return found.rows, None, False
         self._most = CHUNK_BYTES // (found.rows.nbytes // found.rows.count) + 1
@@ -174,33 +190,10 @@ class ChunkReader:
         texts = cells(line)
         return [(texts[place] or b"").decode() for place in self._table.key]
 
-    def _key_texts(self) -> list[sql.Composable]:
-        return [sql.SQL("{}::text").format(sql.Identifier(c.name)) for c in self._keys]
-
-    def _order(self) -> sql.Composable:
-        """The key, qualified: a bare name would mean the output column of that name, maybe text, and sort 10 < 9."""
-        names = [sql.Identifier(self._table.schema, self._table.name, c.name) for c in self._keys]
-        return sql.SQL(", ").join(names)
-
-    def _from(self) -> sql.Composable:
-        return sql.Identifier(self._table.schema, self._table.name)
-
-    def _where(self, span: Span) -> sql.Composable:
-        row = sql.SQL("({})").format(sql.SQL(", ").join(sql.Identifier(c.name) for c in self._keys))
-        parts: list[sql.Composable] = [sql.SQL("true")]
-        for operator, key in ((sql.SQL(">"), span.after), (sql.SQL("<="), span.upto)):
-            if key is not None:
-                values = sql.SQL(", ").join(
-                    sql.SQL("{}::{}").format(sql.Literal(text), sql.SQL(column.type_name))
-                    for text, column in zip(key, self._keys, strict=True)
-                )
-                parts.append(sql.SQL("{} {} ({})").format(row, operator, values))
-        return sql.SQL(" AND ").join(parts)
-
 
 class SnapshotJob:
-    """Snapshots one table. `offer` registers a chunk with the reader and resolves to False when it has to be read
-    again."""
+    """Reads one table, or the part of it that a backfill selects. `offer` registers a chunk with the reader and
+    resolves to False when it has to be read again."""
 
     def __init__(
         self,
@@ -210,33 +203,44 @@ class SnapshotJob:
         state: SnapshotState,
         offer: Callable[[Chunk, TableSnapshot, int], asyncio.Future[bool]],
         on_progress: OnProgress,
+        *,
+        backfill: str = "",
+        condition: str | None = None,
     ) -> None:
         self._config, self._table, self._expressions = config, table, expressions
-        self.snapshot = TableSnapshot((table.schema, table.name), state)
+        self.snapshot = TableSnapshot((table.schema, table.name), state, backfill)
+        rate, keys = (state.rate, state.keys) if isinstance(state, Backfill) else (None, [])
+        self._selection, self._pace = Selection(keys, condition), Pace(rate)
         self._offer, self._on_progress = offer, on_progress
+        self._limit = min(config.postgres.snapshot_chunk_rows, rate or config.postgres.snapshot_chunk_rows)
+        self._workers = 1 if keys else config.postgres.snapshot_workers
         self._numbers = 0
         self._after = state.after
         self._exhausted = state.done
-        self._remainders: list[Span] = []
         self._lock = asyncio.Lock()
 
     async def run(self) -> None:
-        """Until every chunk is durable in Kafka. Raises ConnectError."""
-        label = ".".join(self.snapshot.name)
-        SNAPSHOT_RUNNING.labels(label).set(1)
-        log.info("snapshot starts", table=label, resumed=self._after is not None)
+        """Until every chunk is durable in Kafka. Raises ConnectError, and Refused in a group when a condition or a key
+        fails."""
+        label, kind = ".".join(self.snapshot.name), "backfill" if self.snapshot.id else "snapshot"
+        running = SNAPSHOT_RUNNING.labels(label)
+        running.inc(not self.snapshot.id)
+        log.info(f"{kind} starts", table=label, resumed=self._after is not None)
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(self._config.postgres.snapshot_workers):
+                for _ in range(self._workers):
                     group.create_task(self._worker())
         finally:
-            SNAPSHOT_RUNNING.labels(label).set(0)
-        log.info("snapshot done", table=label, count=self.snapshot.state.rows)
+            running.dec(not self.snapshot.id)
+        log.info(f"{kind} done", table=label, count=self.snapshot.state.rows)
 
     async def _worker(self) -> None:
-        limit = self._config.postgres.snapshot_chunk_rows
-        async with opened(ChunkReader, self._config, self._table, self._expressions, limit) as reader:
+        asked = (self._config, self._table, self._expressions, self._selection, self._limit)
+        async with opened(ChunkReader, *asked) as reader:
+            await beside(reader.check)
             self.snapshot.total = self.snapshot.total or await beside(reader.estimate)
+            if self.snapshot.id:
+                BACKFILL_TOTAL.labels(".".join(self.snapshot.name)).set(self.snapshot.total)
             while (span := await self._next_span(reader)) is not None:
                 await self._copy(reader, span)
 
@@ -262,8 +266,9 @@ class SnapshotJob:
             if not await written:
                 continue
             failpoint("snapshot.chunk-written")
-            SNAPSHOT_ROWS.labels(".".join(name)).inc(len(chunk.rows))
+            (BACKFILL_ROWS if self.snapshot.id else SNAPSHOT_ROWS).labels(".".join(name)).inc(len(chunk.rows))
             self._on_progress(".".join(name), self.snapshot.state.rows, self.snapshot.total)
+            await self._pace.sent(len(chunk.rows))
             if chunk.whole:
                 return
             span = Span(chunk.last_key, span.upto, span.number)

@@ -9,15 +9,18 @@ reason:
   newer;
 - one not visible in S but delivered *before* low: its commit record was written, but it was still in the list of
   running transactions when S was taken. It is found by its xid, which S does not see, and the chunk is read again.
+
+That a key has no row in S is placed in the same way, as a delete.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cdc.kafka.block import Rows
-from cdc.source.events import Table
+from cdc.source.events import Fragment, Table
 from cdc.source.visibility import Shot
 
 Name = tuple[str, str]
@@ -41,6 +44,7 @@ class Chunk:
     last_key: list[str] | None  # text of the last row's key, None when the table ends here
     final: bool  # nothing of the table comes after it
     whole: bool  # False: cut by its size, the rest of its span follows
+    gone: Sequence[list[Fragment]] = ()  # keys asked for that have no row, as a delete's old row
 
 
 @dataclass(slots=True)
