@@ -107,6 +107,8 @@ class Gateway(Section):
     count_seconds: float = Field(60.0, gt=0)  # so often counts are taken for metrics, also when nobody asks
     stats_seconds: float = Field(5.0, ge=0)  # counts are taken again when they are older, and tell how old they are
     admin_key: SecretStr | None = Field(None, min_length=16)  # none: nobody may; at best ADMIN_KEY_FILE
+    event_tables: tuple[str, ...] = ("*",)  # whose changes /events shows: schema.table patterns; none closes it
+    event_clients: int = Field(50, ge=1)  # of /events, at once
     admin_per_minute: int = Field(120, ge=1)  # calls from one address: twice a look at a job a second
 
 

@@ -43,6 +43,8 @@ async def _serve(config: Config) -> None:
     from cdc.wishes import Wishes
     from consumers.gateway.admin import Gate
     from consumers.gateway.app import create_app
+    from consumers.gateway.events import events
+    from consumers.gateway.feed import Feed
     from consumers.gateway.keys import AdminKey, Rate
     from consumers.gateway.parts import Parts
     from consumers.gateway.schedules import schedules
@@ -73,8 +75,10 @@ async def _serve(config: Config) -> None:
         app = create_app(parts, statistics, desk, Gate(desk, AdminKey(key), Rate(settings.admin_per_minute)))
         timetable = Timetable(config, desk, parts, statistics)
         app.include_router(schedules(timetable))
+        feed = Feed(config, timeline)
+        app.include_router(events(config, feed))
         try:
-            async with GatewayServer(app, config.gateway.host, config.gateway.port) as server:
+            async with GatewayServer(app, config.gateway.host, config.gateway.port) as server, feed:
                 listening.announce("clients are answered", config.gateway.host, server.port)
                 with on_signal(stop.set):
                     await _until(

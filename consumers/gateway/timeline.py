@@ -110,6 +110,13 @@ class Timeline:
         found = (beat.ends for beat in reversed(self._heartbeats) if beat.ts_us / 1e6 < moment)
         return next(found, {})
 
+    def below(self, position: bytes) -> Mapping[str, list[int]]:
+        """Ends of the topics below which every record is at or below a position (wire form); {} when none is known.
+
+        A heartbeat's ends lie behind the whole chunk it travelled in, which the next heartbeat's position is above."""
+        found = [beat.ends for beat in self._heartbeats if beat.position.encode() <= position]
+        return found[-2] if len(found) > 1 else {}
+
     def past(self, lsn: int) -> bool:
         """Whether everything that committed below this LSN is in the topics."""
         return self.newest is not None and decode_position(self.newest.position).commit_lsn >= lsn
