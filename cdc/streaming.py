@@ -56,7 +56,7 @@ class Streaming:
         self._assembler.tells = self._trail.told
         self._ready = asyncio.Event()
         self._taken = asyncio.Event()
-        self._assembler = Assembler(
+        self._assembler: Assembler = Assembler(
             config,
             origin,
             session.progress,
@@ -64,7 +64,7 @@ class Streaming:
             session.oversized,
             session.confirmed_lsn,
         )
-        self._snapshots = Snapshots(config, session, self._assembler, on_snapshot, self._ready.set)
+        self._snapshots: Snapshots = Snapshots(config, session, self._assembler, on_snapshot, self._ready.set)
 
     async def work(self) -> None:
         """Until cancelled or a task fails."""
