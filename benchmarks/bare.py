@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from benchmarks.measure import Sample, rate
 from cdc.config import Config
 from cdc.envelope import decode_floats
-from consumers.faiss.columns import reader_of
+from consumers.faiss.columns import Reader
 from consumers.partitions import FETCH_BYTES, FETCH_WAIT_MS, PARTITION_BYTES, POLL_RECORDS
 
 POLL_MS = 200
@@ -38,12 +38,12 @@ async def drain(config: Config, column: str, rows: int) -> dict[str, Any]:
 
 
 async def _drain(consumer: AIOKafkaConsumer, column: str, rows: int) -> dict[str, Any]:
-    value_of = reader_of(column, str)
+    read = Reader(column, str).read
     samples: list[Sample] = []
     size = 0
     while not samples or samples[-1].rows < rows:
         arrays = [
-            decode_floats(value_of(message.value))
+            decode_floats(read(message.value).value)
             for messages in (await consumer.getmany(timeout_ms=POLL_MS)).values()
             for message in messages
         ]

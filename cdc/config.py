@@ -57,6 +57,7 @@ class Faiss(Section):
     dimension: int | None = Field(None, ge=1)  # None: the embedder's, or the first vector's
     flat_limit: int = Field(200_000, ge=1)  # vectors; beyond it IVF
     nprobe: int = Field(16, ge=1)
+    filters: tuple[str, ...] | None = Field(None, max_length=64)  # searched by; None: the table's user and recency
     batch: int = Field(1000, ge=1)  # records a poll: searches wait while they are read, 8 ms at 384 dimensions
     snapshot_seconds: float = Field(60.0, gt=0)
     snapshot_records: int = Field(50_000, ge=1)
@@ -118,6 +119,13 @@ class Freshness(Section):
     objective_seconds: float = Field(10.0, gt=0)
 
 
+class Tracing(Section):
+    """OpenTelemetry traces, for who has installed memory-cdc[trace]; off unless an endpoint is named."""
+
+    endpoint: str | None = Field(None, pattern=r"^https?://")  # OTLP/HTTP, e.g. http://localhost:4318/v1/traces
+    sample: float = Field(0.01, ge=0, le=1)  # of the source's transactions
+
+
 class Config(Section):
     """Everything. Build it with `load`."""
 
@@ -133,6 +141,7 @@ class Config(Section):
     index: Index = Index()
     gateway: Gateway = Gateway()
     freshness: Freshness = Freshness()
+    tracing: Tracing = Tracing()
     schedule: dict[str, Schedule] = Field({}, validate_default=True)
 
     @field_validator("schedule", mode="before")
@@ -164,6 +173,20 @@ class Config(Section):
                 f"table {hashed[0]} masks by hash, so mask_secret must be set (at best by MASK_SECRET_FILE)"
             )
         return self
+
+    @model_validator(mode="after")
+    def _filters_travel(self) -> Config:
+        settings = self.tables.get(self.faiss.table, Table())
+        missing = [column for column in self.filters() if not settings.keeps(column)]
+        if missing:
+            raise ValueError(f"faiss.filters names {missing[0]}, which [tables] keeps in PostgreSQL")
+        return self
+
+    def filters(self) -> tuple[str, ...]:
+        """The columns of the index's table that a search may filter by, none twice."""
+        settings, wanted = self.tables.get(self.faiss.table, Table()), self.faiss.filters
+        usual = (name for name in (settings.user, settings.recency) if name and settings.keeps(name))
+        return tuple(dict.fromkeys(usual if wanted is None else wanted))
 
     def table(self, schema: str, table: str) -> Table:
         """The table's own settings or the defaults."""

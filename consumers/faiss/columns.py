@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -24,7 +25,6 @@ from consumers.store import Record, Rejected
 
 FLOAT_BYTES = 4  # of a float32
 DIGEST_BYTES = 8  # 64 bits: one wrong skip in 10^19 changes
-GONE = object()  # a delete, found in the place of a column's value
 
 
 class Staged:
@@ -33,6 +33,7 @@ class Staged:
     def __init__(self, number: int) -> None:
         self.states: Bytes = np.full(number, State.LIVE, dtype=np.uint8)
         self.digests: Digests = np.zeros(number, dtype=np.uint64)
+        self.rows: list[Any] = [None] * number  # what `Reader` read of those that are not deletes
         self.unchanged: list[int] = []  # their vector stays as it is
         self.places: Ids = np.empty(0, dtype=np.int64)  # of the vectors
         self.vectors: Vectors = np.empty((0, 0), dtype=np.float32)
@@ -45,11 +46,13 @@ class Staged:
 
 
 class Source(Protocol):
-    """Where vectors come from. `label`, with the pin, is what two snapshots must share to be of one kind."""
+    """Where vectors come from. `label`, with the pin, is what two snapshots must share to be of one kind. `reader`
+    reads the records, the columns to filter by too."""
 
     label: str
     pin: str
     dimension: int | None
+    reader: Reader
 
     def stage(self, records: Sequence[Record], states: Bytes, digests: Digests) -> Staged:
         """Decodes; `states` and `digests` are what is held of each record's key. Raises nothing for bad records."""
@@ -60,27 +63,31 @@ class VectorColumn:
 
     pin = ""
 
-    def __init__(self, column: str, metric: Metric, dimension: int | None) -> None:
+    def __init__(self, column: str, metric: Metric, dimension: int | None, filters: Sequence[str] = ()) -> None:
         self.label = f"column {column}"
         self.dimension = dimension
         self._metric: Metric = metric
         self._column = column
-        self._value = reader_of(column, str | list[float | None] | None)
+        self.reader = Reader(column, str | list[float | None] | None, filters)
 
     def stage(self, records: Sequence[Record], states: Bytes, digests: Digests) -> Staged:
         """See Source; what is held does not matter here: the index compares."""
         staged = Staged(len(records))
         places: list[int] = []
         floats: list[bytes] = []
-        value_of = self._value
+        read, rows = self.reader.read, staged.rows
         with np.errstate(over="ignore", invalid="ignore"):  # a float8 beyond float32 becomes infinite: rejected below
             for place, record in enumerate(records):
                 try:
-                    value = value_of(record.value)
+                    row = read(record.value)
+                    if row is None:
+                        staged.states[place] = State.DELETED
+                        continue
+                    rows[place], value = row, row.value
                     if value.__class__ is str:
                         raw = float_bytes(value)
-                    elif value is None or value is GONE:
-                        staged.states[place] = State.BARE if value is None else State.DELETED
+                    elif value is None:
+                        staged.states[place] = State.BARE
                         continue
                     else:
                         raw = np.array(value, dtype="<f4").tobytes()  # NULL in it becomes NaN
@@ -121,14 +128,14 @@ class VectorColumn:
 class TextColumn:
     """A column of text, and an embedder that reads it."""
 
-    def __init__(self, column: str, metric: Metric, embedder: Embedder) -> None:
+    def __init__(self, column: str, metric: Metric, embedder: Embedder, filters: Sequence[str] = ()) -> None:
         self.label = f"{embedder.name} of column {column}"
         self.pin = embedder.pin
         self.dimension: int | None = embedder.dimension
         self._metric: Metric = metric
         self._column = column
         self._embedder = embedder
-        self._value = reader_of(column, str | None)
+        self.reader = Reader(column, str | None, filters)
 
     def stage(self, records: Sequence[Record], states: Bytes, digests: Digests) -> Staged:
         """See Source."""
@@ -137,13 +144,14 @@ class TextColumn:
         texts: list[str] = []
         for place, record in enumerate(records):
             try:
-                value = self._value(record.value)
+                row = staged.rows[place] = self.reader.read(record.value)
             except MALFORMED as error:
                 staged.reject(place, record, "undecodable", f"column {self._column}: {error}")
                 continue
-            if value is None or value is GONE:
-                staged.states[place] = State.BARE if value is None else State.DELETED
+            if row is None or row.value is None:
+                staged.states[place] = State.DELETED if row is None else State.BARE
                 continue
+            value = row.value
             digest = text_digest(value)
             staged.digests[place] = digest
             if digest == digests[place] and states[place] in (State.LIVE, State.BARE):
@@ -169,24 +177,32 @@ def text_digest(text: str) -> int:
     return int.from_bytes(raw, "little") or 1
 
 
-def reader_of(column: str, of: Any) -> Callable[[bytes | None], Any]:
-    """A function from a record's value to the column's value or GONE, that looks at nothing else of the record.
+class Reader:
+    """Reads a record's value: the column, of a type, as `value`, and the columns to filter by; nothing else of it."""
 
-    It raises one of MALFORMED when the column is missing or not of the type.
-    """
-    row = msgspec.defstruct("Row", [("value", of)], rename={"value": column}, gc=False)
-    op = Literal["c", "u", "d", "r"]
-    event = msgspec.defstruct("Event", [("op", op), ("after", row | None, None)], gc=False)
-    decode = msgspec.json.Decoder(event).decode
+    def __init__(self, column: str, of: Any, filters: Sequence[str] = ()) -> None:
+        self.filters = tuple(filters)
+        places = {name: "value" if name == column else f"filter_{place}" for place, name in enumerate(filters)}
+        others = {field: name for name, field in places.items() if field != "value"}
+        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [("value", of)]
+        fields += [(field, Any, None) for field in others]
+        row = msgspec.defstruct("Row", fields, rename={"value": column, **others}, gc=False)
+        op = Literal["c", "u", "d", "r"]
+        event = msgspec.defstruct("Event", [("op", op), ("after", row | None, None)], gc=False)
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(event).decode
+        self._values = [attrgetter(field) for field in places.values()]
 
-    def value_of(value: bytes | None) -> Any:
+    def read(self, value: bytes | None) -> Any:
+        """The row, None for a delete. Raises one of MALFORMED when the column is missing or not of the type."""
         if value is None:
-            return GONE
-        change = decode(value)
-        if change.op == "d":  # type: ignore[attr-defined]
-            return GONE
-        if change.after is None:  # type: ignore[attr-defined]
+            return None
+        change = self._decode(value)
+        if change.op == "d":
+            return None
+        if change.after is None:
             raise msgspec.ValidationError("a change without a row")
-        return change.after.value  # type: ignore[attr-defined]
+        return change.after
 
-    return value_of
+    def filtered(self, rows: Sequence[Any]) -> list[list[Any]]:
+        """The values of the columns to filter by, a list a column, as JSON gives them; NULL where one is lacking."""
+        return [list(map(value, rows)) for value in self._values]

@@ -20,8 +20,11 @@ import numpy as np
 from cdc import metrics
 from cdc.errors import StoreError
 from cdc.position import WIDTH, ZERO
+from consumers.conditions import Where
 from consumers.faiss.arrays import Bytes, Ids, Mask, Positions, Vectors
 from consumers.faiss.columns import Source, Staged
+from consumers.faiss.filtering import matching
+from consumers.faiss.filters import Cells, Filters
 from consumers.faiss.flat import FlatIndex
 from consumers.faiss.gate import Gate
 from consumers.faiss.index import VectorIndex
@@ -59,6 +62,7 @@ class Content:
         self.gate = Gate()
         self.precedence = Precedence()
         self.ledger = Ledger()
+        self.filters = Filters(source.reader.filters)
         self.index: VectorIndex | None = None
         self.offsets: dict[Partition, int] = {}
         self.passed: dict[Partition, int] = {}
@@ -83,8 +87,17 @@ class Content:
             self._stage([records[i] for i in places.tolist()], ids[places], positions[places], applied)
             if len(places) == STAGED:
                 self.precedence.give_way()
+        self._tidy()
         self.measure()
         return applied
+
+    def _tidy(self) -> None:
+        """Texts of no row go: made anew beside, exchanged at the gate."""
+        for name, column in self.filters.columns.items():
+            if column.worn:
+                fresh = column.fresh()
+                with self.gate.writing():
+                    self.filters.columns[name] = fresh
 
     def _echoes(self, records: Sequence[Record], ids: Ids, positions: Positions, old: Mask) -> int:
         """Tombstones that only follow the delete we hold: nothing stale about them."""
@@ -111,6 +124,7 @@ class Content:
             self.index.reserve(len(changed))
         turn = self.index.turn if self.index is not None else STAGED
         vectors = staged.vectors[np.searchsorted(staged.places, changed)]
+        cells = self._cells(staged)
         for start in range(0, len(records), turn):
             piece = slice(start, start + turn)
             inside = slice(*np.searchsorted(changed, (start, start + turn)).tolist())
@@ -122,6 +136,18 @@ class Content:
                     rows, positions[piece], [r.vector for r in records[piece]], staged.states[piece],
                     staged.digests[piece],
                 )  # fmt: skip
+                self.filters.note(rows, [Cells(tags[piece], bits[piece]) for tags, bits in cells])
+
+    def _cells(self, staged: Staged) -> list[Cells]:
+        """What live rows have in the columns to filter by, nothing for all others."""
+        number, live = len(staged.rows), np.flatnonzero(staged.states == State.LIVE)
+        found = []
+        rows = [staged.rows[place] for place in live.tolist()]
+        for tags, bits in self.filters.encode(self.source.reader.filtered(rows)):
+            cells = Cells(np.zeros(number, dtype=np.uint8), np.zeros(number, dtype=np.int64))
+            cells.tags[live], cells.bits[live] = tags, bits
+            found.append(cells)
+        return found
 
     def _changed(self, staged: Staged, ids: Ids, states: Bytes) -> Ids:
         """The places whose vector is not in the index already."""
@@ -171,6 +197,7 @@ class Content:
             with self.gate.writing():
                 self._take_out(piece[self.ledger.states[piece] == State.LIVE])
                 self.ledger.forget(piece)
+                self.filters.forget(piece)
 
     def replace(self, index: VectorIndex) -> None:
         """Puts an index in the place of ours that was built from it while `touched` was kept."""
@@ -195,14 +222,15 @@ class Content:
 
     # readers
 
-    def search(self, queries: Vectors, k: int, nprobe: int) -> list[list[Hit]]:
-        """The k best of each query (all, when there are fewer). Raises StoreError for one that cannot be compared."""
+    def search(self, queries: Vectors, k: int, nprobe: int, where: Where | None = None) -> list[list[Hit]]:
+        """The k best of each query (all, when there are fewer), among the rows for which `where` holds. Raises
+        StoreError for a query that cannot be compared, and for a condition that cannot."""
         prepared = self._queries(queries, k)
         started = time.perf_counter()
         found: list[list[Hit]] = []
         with self.precedence.searching():
             for at in range(0, len(prepared), QUERIES):
-                found += self._some(prepared[at : at + QUERIES], k, nprobe)
+                found += self._some(prepared[at : at + QUERIES], k, nprobe, where)
         metrics.SEARCH_SECONDS.labels(self.label).observe(time.perf_counter() - started)
         return found
 
@@ -223,17 +251,30 @@ class Content:
             raise StoreError("a query vector is not finite, or is zero", hint="send finite numbers, not all zero")
         return prepared
 
-    def _some(self, queries: Vectors, k: int, nprobe: int) -> list[list[Hit]]:
+    def _some(self, queries: Vectors, k: int, nprobe: int, where: Where | None) -> list[list[Hit]]:
         with self.gate.reading():
-            if self.index is None or not self.index.size:
+            found = self._nearest(queries, k, nprobe, where)
+            if found is None:
                 return [[] for _ in queries]
-            scores, ids = self.index.search(queries, min(k, self.index.size), nprobe)
+            scores, ids = found
             flat = ids.ravel()
             columns = (self.ledger.keys[flat], self.ledger.positions[flat], self.ledger.vectors[flat])
         width = ids.shape[1]
         keys, positions, vectors = (column.tolist() for column in columns)
         hits = list(map(Hit, keys, scores.ravel().tolist(), positions, vectors))
         return [hits[at : at + width] for at in range(0, len(hits), width)]
+
+    def _nearest(self, queries: Vectors, k: int, nprobe: int, where: Where | None) -> tuple[Vectors, Ids] | None:
+        """`(scores, ids)`, None when there is nothing to be found."""
+        index = self.index
+        if where is None:
+            return index.search(queries, min(k, index.size), nprobe) if index is not None and index.size else None
+        states = self.ledger.states
+        chosen = matching(self.filters, where, len(states)) & (states == State.LIVE)
+        number = int(chosen.sum())
+        if index is None or not number:
+            return None
+        return index.search_among(queries, min(k, number), nprobe, chosen)
 
     def versions(self, keys: Sequence[bytes]) -> list[Version | None]:
         """What is held of each key."""

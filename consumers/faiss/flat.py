@@ -19,6 +19,7 @@ from consumers.faiss.index import Kind, Write
 from consumers.faiss.metric import Metric, faiss_metric
 from consumers.faiss.native import write_flat
 from consumers.faiss.picture import Picture
+from consumers.faiss.subset import nearest
 
 FIRST_SLOTS = 1024
 GROWTH = 4  # memory that nothing was written to costs nothing, and to move vectors does: a third of them, all in all
@@ -114,6 +115,12 @@ class FlatIndex:
         """Exact; `nprobe` is of no use here."""
         scores, slots = faiss.knn(queries, self._vectors[: self._size], k, metric=faiss_metric(self._metric))
         return scores, self._ids[slots]
+
+    def search_among(self, queries: Vectors, k: int, nprobe: int, chosen: Mask) -> tuple[Vectors, Ids]:
+        """See VectorIndex; exact."""
+        slots = np.flatnonzero(chosen[self._ids[: self._size]])  # in the order of the memory
+        scores, found = nearest(queries, self._vectors, slots, min(k, len(slots)), self._metric)
+        return scores, self._ids[found]
 
     def ids(self) -> Ids:
         """See VectorIndex."""

@@ -44,6 +44,9 @@ class VectorIndex(Protocol):
     def search(self, queries: Vectors, k: int, nprobe: int) -> tuple[Vectors, Ids]:
         """`(scores, ids)`, each (n, k), best first; k must not exceed `size`, and every place is filled."""
 
+    def search_among(self, queries: Vectors, k: int, nprobe: int, chosen: Mask) -> tuple[Vectors, Ids]:
+        """The same among the ids for which `chosen` (by id) is true; fewer than k only when fewer of them are there."""
+
     def ids(self) -> Ids:
         """What searches can answer with, copied; none twice, unless the index is damaged."""
 

@@ -17,6 +17,7 @@ from consumers.faiss.arrays import Ids, Mask, Vectors
 from consumers.faiss.index import Kind, Write
 from consumers.faiss.metric import Metric, faiss_metric
 from consumers.faiss.picture import PIECE_BYTES
+from consumers.faiss.subset import nearest
 
 faiss: Any = faiss_with_stubs  # its type stubs lack the hash table and the search parameters
 LISTS_PER_ROOT = 4  # partitions = 4·√n, the rule of thumb of FAISS' guidelines for choosing an index
@@ -36,6 +37,7 @@ class IvfIndex:
     def __init__(self, native: Any, trained_on: int, evenness: float) -> None:
         self._native = native
         self.dimension: int = native.d
+        self._metric: Metric = "l2" if native.metric_type == faiss.METRIC_L2 else "ip"
         self.trained_on = trained_on
         self.evenness = evenness  # imbalance factor right after training; 1 is even
 
@@ -81,11 +83,34 @@ class IvfIndex:
 
     def search(self, queries: Vectors, k: int, nprobe: int) -> tuple[Vectors, Ids]:
         """Looks into twice as many partitions until every place is filled."""
+        return self._search(queries, k, nprobe, None)
+
+    def search_among(self, queries: Vectors, k: int, nprobe: int, chosen: Mask) -> tuple[Vectors, Ids]:
+        """Exact up to EXACT vectors; of more as many are compared with the query as without a filter."""
+        ids = np.flatnonzero(chosen)
+        if len(ids) <= EXACT and (vectors := self._all(ids)) is not None:
+            scores, rows = nearest(queries, vectors, np.arange(len(ids)), min(k, len(ids)), self._metric)
+            return scores, ids[rows]
+        selector = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+        scores, found = self._search(queries, k, math.ceil(nprobe * self.size / max(1, len(ids))), selector)
+        there = slice(int((found >= 0).sum(axis=1).min()))
+        return scores[:, there], found[:, there]
+
+    def _all(self, ids: Ids) -> Vectors | None:
+        """None when one of them is not there, which only a damaged index brings about."""
+        try:
+            return self.get(ids)
+        except RuntimeError:  # FAISS' for an id that is not there
+            return None
+
+    def _search(self, queries: Vectors, k: int, nprobe: int, selector: Any) -> tuple[Vectors, Ids]:
         while True:
-            scores, ids = self._native.search(queries, k, params=faiss.SearchParametersIVF(nprobe=nprobe))
-            if nprobe >= self._native.nlist or (ids >= 0).all():
+            nprobe = min(nprobe, self._native.nlist)
+            parameters = faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)
+            scores, ids = self._native.search(queries, k, params=parameters)
+            if nprobe == self._native.nlist or (ids >= 0).all():
                 return scores, ids
-            nprobe = min(2 * nprobe, self._native.nlist)
+            nprobe *= 2
 
     def ids(self) -> Ids:
         """See VectorIndex."""

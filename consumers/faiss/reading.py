@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from cdc.errors import StoreError
+from consumers.conditions import Where
 from consumers.embedder import Embedder
 from consumers.faiss.agreement import Disagreement, disagreement
 from consumers.faiss.arrays import Vectors
@@ -95,11 +96,12 @@ class Reading:
         """The vector of a key as the index keeps it (length 1 under cosine), shape (d,); None without one."""
         return await self._read(lambda content: content.vector_of(key))
 
-    async def search(self, vectors: Vectors, k: int) -> list[list[Hit]]:
-        """The k best of each query, shape (n, d), best first. Raises StoreError for a query that cannot be compared."""
-        return await self._read(lambda content: content.search(vectors, k, self._nprobe))
+    async def search(self, vectors: Vectors, k: int, where: Where | None = None) -> list[list[Hit]]:
+        """The k best of each query, shape (n, d), best first, among the rows for which `where` holds. Raises StoreError
+        for a query or a condition that cannot be compared."""
+        return await self._read(lambda content: content.search(vectors, k, self._nprobe, where))
 
-    async def search_text(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
+    async def search_text(self, texts: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """As `search`, embedded by what embeds the table. Raises StoreError when its vectors come from a column."""
         embedder = self._embedder
         if embedder is None:
@@ -107,13 +109,13 @@ class Reading:
                 f"the vectors of {'.'.join(self._table)} come from a column, so texts cannot be embedded here",
                 hint="send a vector made by what fills that column",
             )
-        return await self._read(lambda content: content.search(embedder.embed(texts), k, self._nprobe))
+        return await self._read(lambda content: content.search(embedder.embed(texts), k, self._nprobe, where))
 
-    async def find(self, query: str | Sequence[float], k: int) -> list[Hit]:
+    async def find(self, query: str | Sequence[float], k: int, where: Where | None = None) -> list[Hit]:
         """The k best of one text or one vector. Raises StoreError, see `search`."""
         if isinstance(query, str):
-            return (await self.search_text([query], k))[0]
-        return (await self.search(np.array([query], dtype=np.float32), k))[0]
+            return (await self.search_text([query], k, where))[0]
+        return (await self.search(np.array([query], dtype=np.float32), k, where))[0]
 
     def loaded(self) -> Content:
         """What is in memory. Raises StoreError before the first load."""
@@ -157,6 +159,8 @@ def statistics_of(content: Content) -> Statistics:
             rejected=counts[State.REJECTED],
             tombstones=counts[State.DELETED],
             dead=dead / (size + dead) if dead else 0.0,
-            size_bytes=4 * size * (index.dimension if index is not None else 0) + sum(c.nbytes for c in columns),
+            size_bytes=4 * size * (index.dimension if index is not None else 0)
+            + sum(c.nbytes for c in columns)
+            + content.filters.nbytes,
             watermark=content.watermark,
         )

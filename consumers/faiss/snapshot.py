@@ -1,11 +1,11 @@
-"""One snapshot: a folder `snapshot-<n>` with `manifest.json`, `ledger.msgpack` and `index.faiss`.
+"""One snapshot: a folder `snapshot-<n>` with `manifest.json`, `ledger.msgpack`, `filters.msgpack` and `index.faiss`.
 
-The manifest names what the vectors are (table, source, pin, metric, dimension), the offsets and the position they stand
-at, and a seal (SHA-256 and size) of each file; it is sealed itself. Nothing is parsed before its seal is checked, and
-nothing in it can run code: JSON, MessagePack and FAISS' own format. A seal proves that nothing was damaged, not who
-wrote it: so what is behind it is checked as well, to the last byte (`native`, `ledger`), and takes no more memory than
-a few times its size. Written under another name and renamed when all of it is on the disk, so a crash leaves the
-snapshot before.
+The manifest names what the vectors are (table, source, pin, metric, dimension, filters), the offsets and the position
+they stand at, and a seal (SHA-256 and size) of each file; it is sealed itself. Nothing is parsed before its seal is
+checked, and nothing in it can run code: JSON, MessagePack and FAISS' own format. A seal proves that nothing was
+damaged, not who wrote it: so what is behind it is checked as well, to the last byte (`native`, `image`, `filters`), and
+takes no more memory than a few times its size. Written under another name and renamed when all of it is on the disk, so
+a crash leaves the snapshot before.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from cdc.position import WIDTH
 from consumers.faiss.arrays import Ids, Out
 from consumers.faiss.content import Content
 from consumers.faiss.durable import Seal, make_folder, seal_of, sync_folder, write_bytes, write_pieces
+from consumers.faiss.filters import ColumnImage, Filters, from_image
 from consumers.faiss.flat import flat_of
 from consumers.faiss.image import in_wire_form, pack, unpack
 from consumers.faiss.index import Kind, VectorIndex, Write
@@ -38,6 +39,7 @@ from consumers.faiss.native import check_ivf, read_flat
 
 FORMAT = 2
 MANIFEST, LEDGER, INDEX = "manifest.json", "ledger.msgpack", "index.faiss"
+FILTERS = "filters.msgpack"  # only where there are any
 PREFIX = "snapshot-"
 TEMPORARY = ".writing-"
 MANIFEST_BYTES = 16 << 20  # 100,000 partitions; a larger one is not ours
@@ -56,6 +58,7 @@ class Kindred(msgspec.Struct, frozen=True):
     pin: str
     metric: Metric
     dimension: Dimension | None
+    filters: tuple[str, ...] = ()
 
     def differs(self, other: Kindred) -> str | None:
         """The first field that differs, as a sentence's end; a dimension that is not known yet fits any."""
@@ -95,6 +98,7 @@ class Taken(NamedTuple):
     manifest: Manifest
     ledger: list[bytes]  # pieces of its file
     vectors: Write | None
+    filters: dict[str, ColumnImage]
 
 
 def take(content: Content, kindred: Kindred, between: Callable[[], object] = lambda: None) -> Taken:
@@ -116,7 +120,8 @@ def take(content: Content, kindred: Kindred, between: Callable[[], object] = lam
         {},
         [(topic, partition, log) for (topic, partition), log in content.logs.items()],
     )
-    return Taken(manifest, pack(content.ledger, between), index.export() if index is not None else None)
+    kept = content.filters.image(content.ledger.room)
+    return Taken(manifest, pack(content.ledger, between), index.export() if index is not None else None, kept)
 
 
 def write(folder: Path, taken: Taken, between: Callable[[], object] = lambda: None) -> None:
@@ -129,6 +134,8 @@ def write(folder: Path, taken: Taken, between: Callable[[], object] = lambda: No
     try:
         manifest = taken.manifest
         manifest.files[LEDGER] = write_pieces(temporary / LEDGER, in_pieces(taken.ledger))
+        if taken.filters:
+            manifest.files[FILTERS] = write_bytes(temporary / FILTERS, msgspec.msgpack.encode(taken.filters))
         if taken.vectors is not None:
             manifest.files[INDEX] = write_pieces(temporary / INDEX, spaced(taken.vectors, between))
         write_bytes(temporary / MANIFEST, sealed(msgspec.json.encode(manifest)))
@@ -176,7 +183,8 @@ def read_manifest(folder: Path) -> Manifest:
         if hashlib.sha256(outer.manifest).hexdigest() != outer.sha256 or sealed(bytes(outer.manifest)) != data:
             raise DecodeError(f"{folder / MANIFEST} does not match its own seal", hint=REMEDY)
         manifest = msgspec.json.decode(outer.manifest, type=Manifest)
-        if set(manifest.files) != {LEDGER} | ({INDEX} if manifest.kind is not None else set()):
+        wanted = {INDEX: manifest.kind is not None, FILTERS: bool(manifest.kindred.filters), LEDGER: True}
+        if set(manifest.files) != {name for name, there in wanted.items() if there}:
             raise ValueError("the manifest names other files")
         for name, (checksum, size) in manifest.files.items():
             path = folder / name
@@ -212,15 +220,23 @@ def load(folder: Path, manifest: Manifest, content: Content) -> None:
         if len(ledger) != manifest.rows:
             raise ValueError("the ledger is not the one of the manifest")
         index = _index(folder, manifest, ledger)
+        kept = _filters(folder, manifest.kindred.filters, ledger.room)
     except (OSError, RuntimeError, ValueError, msgspec.DecodeError) as error:
         raise DecodeError(f"{folder} cannot be loaded: {error}", hint=REMEDY) from error
-    content.ledger, content.index = ledger, index
+    content.ledger, content.index, content.filters = ledger, index, kept
     content.offsets = {(topic, partition): offset for topic, partition, offset in manifest.offsets}
     content.passed = {(topic, partition): offset for topic, partition, offset in manifest.passed}
     content.logs = {(topic, partition): log for topic, partition, log in manifest.logs}
     content.watermark = manifest.watermark.encode()
     if content.source.dimension is None:
         content.source.dimension = manifest.kindred.dimension
+
+
+def _filters(folder: Path, names: Sequence[str], rows: int) -> Filters:
+    image: dict[str, ColumnImage] = {}
+    if names:
+        image = msgspec.msgpack.decode((folder / FILTERS).read_bytes(), type=dict[str, ColumnImage])
+    return from_image(image, names, rows)
 
 
 def _index(folder: Path, manifest: Manifest, ledger: Ledger) -> VectorIndex | None:

@@ -1,0 +1,265 @@
+"""The columns a search may filter by: a tag and 64 bits a row and column, 9 bytes, beside what the ledger knows.
+
+The tag says what the 64 bits are, so that a column needs no declared type and may change its type: a row means what its
+record said. Two values have the same tag and bits exactly when their wire forms are the same (but for 0.0 and -0.0):
+numbers and times are kept as numbers only in the one form that PostgreSQL writes, and everything else is text, kept
+once for all rows that have it. Only live rows have values. An id of the ledger is the row.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from consumers.conditions import EPOCH, MICROSECOND
+from consumers.faiss.arrays import Bytes, Ids
+
+FIRST_ROWS = 1024
+GROWTH = 1.5
+FIRST_TEXTS = 1024  # kept before the first look which of them are still of a row
+MOST_DIGITS = 18  # behind the point, of numbers kept as numbers
+INT64 = range(-(1 << 63), 1 << 63)
+
+_DECIMAL = re.compile(r"(0|-?[1-9][0-9]{0,17}|-0(?=\.0*[1-9]))(?:\.([0-9]{1,18}))?")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?: [0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{0,5}[1-9])?(\+00)?)?")
+_DATE_LENGTH = 10
+_bits = struct.Struct("<d")
+_int = struct.Struct("<q")
+
+
+class Tag(IntEnum):
+    """What the 64 bits are: a number of DIGITS_n is an integer with n digits behind the point; a time is microseconds
+    since 1970; TEXT is a place in `texts`."""
+
+    NULL = 0
+    BOOLEAN = 1
+    INTEGER = 2
+    FLOAT = 3
+    TEXT = 4
+    DATE = 5
+    TIMESTAMP = 6
+    TIMESTAMPTZ = 7
+    DECIMAL = 8  # + the number of digits behind the point
+
+
+TIMES = (Tag.DATE, Tag.TIMESTAMP, Tag.TIMESTAMPTZ)
+TIME_RANGE = tuple(
+    (moment.replace(tzinfo=EPOCH.tzinfo) - EPOCH) // MICROSECOND for moment in (datetime.min, datetime.max)
+)
+
+
+class Cells(NamedTuple):
+    """Values of one column: tags and 64 bits of each."""
+
+    tags: Bytes
+    bits: Ids
+
+
+class ColumnImage(msgspec.Struct, forbid_unknown_fields=True):
+    """One column at one moment, all rows by id, as bytes of little-endian arrays."""
+
+    tags: bytes  # uint8
+    bits: bytes  # int64
+    texts: list[str]
+
+
+class FilterColumn:
+    """One column. One thread changes it, inside the gate but for `encode`; readers hold the gate."""
+
+    def __init__(self) -> None:
+        self.tags: Bytes = np.zeros(FIRST_ROWS, dtype=np.uint8)
+        self.bits: Ids = np.zeros(FIRST_ROWS, dtype=np.int64)
+        self.texts: list[str] = []
+        self._places: dict[str, int] = {}
+        self._enough = FIRST_TEXTS
+        self._characters = 0
+
+    def encode(self, values: Sequence[Any]) -> Cells:
+        """Values as JSON gives them. New texts are added at the end, where no reader looks yet."""
+        found = [self._cell(value) for value in values]
+        tags, bits = zip(*found, strict=True) if found else ((), ())
+        return Cells(np.array(tags, dtype=np.uint8), np.array(bits, dtype=np.int64))
+
+    def _cell(self, value: Any) -> tuple[int, int]:
+        if value.__class__ is str:
+            place = self._places.get(value)
+            return (Tag.TEXT, place) if place is not None else compact(value) or (Tag.TEXT, self._add(value))
+        if value is None:
+            return Tag.NULL, 0
+        if value.__class__ is int and value in INT64:
+            return Tag.INTEGER, value
+        if value.__class__ is float:
+            return Tag.FLOAT, _int.unpack(_bits.pack(value))[0]
+        if value.__class__ is bool:
+            return Tag.BOOLEAN, int(value)
+        return self._cell(msgspec.json.encode(value).decode())  # an array, say: equal when its JSON is
+
+    def _add(self, text: str) -> int:
+        place = self._places[text] = len(self.texts)
+        self.texts.append(text)
+        self._characters += len(text)
+        return place
+
+    def find(self, text: str) -> tuple[int, int] | None:
+        """Tag and bits of a text; None when no row has it."""
+        place = self._places.get(text)
+        return (Tag.TEXT, place) if place is not None else compact(text)
+
+    def note(self, ids: Ids, cells: Cells) -> None:
+        """What these rows have now."""
+        need = int(ids.max(initial=-1)) + 1
+        if need > len(self.tags):
+            self._grow(max(need, int(len(self.tags) * GROWTH)))
+        self.tags[ids], self.bits[ids] = cells
+
+    def _grow(self, rows: int) -> None:
+        tags, bits = np.zeros(rows, dtype=np.uint8), np.zeros(rows, dtype=np.int64)
+        tags[: len(self.tags)], bits[: len(self.bits)] = self.tags, self.bits
+        self.tags, self.bits = tags, bits
+
+    @property
+    def worn(self) -> bool:
+        """Whether half of the texts may be of no row any more."""
+        return len(self.texts) > self._enough
+
+    def fresh(self) -> FilterColumn:
+        """The same without texts that no row has; ours stays as it is."""
+        column = FilterColumn()
+        rows = np.flatnonzero(self.tags == Tag.TEXT)
+        used, places = np.unique(self.bits[rows], return_inverse=True)
+        column.tags, column.bits = self.tags, self.bits.copy()
+        column.bits[rows] = places
+        column.keep([self.texts[place] for place in used.tolist()])
+        return column
+
+    def keep(self, texts: list[str]) -> None:
+        """These, each once, are all texts there are."""
+        self.texts = texts
+        self._places = {text: place for place, text in enumerate(texts)}
+        self._enough = max(FIRST_TEXTS, 2 * len(texts))
+        self._characters = sum(map(len, texts))
+
+    def image(self, rows: int) -> ColumnImage:
+        """A copy of the first `rows`."""
+        have = min(rows, len(self.tags))
+        tags, bits = np.zeros(rows, dtype=np.uint8), np.zeros(rows, dtype="<i8")
+        tags[:have], bits[:have] = self.tags[:have], self.bits[:have]
+        return ColumnImage(tags.tobytes(), bits.tobytes(), self.texts.copy())
+
+    @property
+    def nbytes(self) -> int:
+        """Without Python's own."""
+        return self.tags.nbytes + self.bits.nbytes + self._characters
+
+
+class Filters:
+    """All columns, by name."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.columns = {name: FilterColumn() for name in names}
+
+    def encode(self, values: Sequence[Sequence[Any]]) -> list[Cells]:
+        """Values a column, in our order → cells a column."""
+        return [column.encode(found) for column, found in zip(self.columns.values(), values, strict=True)]
+
+    def note(self, ids: Ids, cells: Sequence[Cells]) -> None:
+        """What these rows have now, a `Cells` a column."""
+        for column, found in zip(self.columns.values(), cells, strict=True):
+            column.note(ids, found)
+
+    def forget(self, ids: Ids) -> None:
+        """These rows have no values any more."""
+        none = Cells(np.zeros(len(ids), dtype=np.uint8), np.zeros(len(ids), dtype=np.int64))
+        for column in self.columns.values():
+            column.note(ids, none)
+
+    @property
+    def nbytes(self) -> int:
+        """Without Python's own."""
+        return sum(column.nbytes for column in self.columns.values())
+
+    def image(self, rows: int) -> dict[str, ColumnImage]:
+        """What a snapshot keeps."""
+        return {name: column.image(rows) for name, column in self.columns.items()}
+
+
+def from_image(image: dict[str, ColumnImage], names: Sequence[str], rows: int) -> Filters:
+    """The inverse of `Filters.image`. Raises ValueError when it is not of these columns, or does not fit together."""
+    filters = Filters(names)
+    if list(image) != list(names):
+        raise ValueError("the filters are of other columns")
+    for name, kept in image.items():
+        filters.columns[name] = _column_of(kept, rows)
+    return filters
+
+
+def _column_of(image: ColumnImage, rows: int) -> FilterColumn:
+    tags, bits = np.frombuffer(image.tags, dtype=np.uint8), np.frombuffer(image.bits, dtype="<i8")
+    if not len(tags) == len(bits) == rows or len(set(image.texts)) != len(image.texts):
+        raise ValueError("a filter's rows or texts do not fit together")
+    _bounded(bits[tags == Tag.TEXT], 0, len(image.texts) - 1)
+    _bounded(bits[tags == Tag.BOOLEAN], 0, 1)
+    _bounded(bits[np.isin(tags, TIMES)], *TIME_RANGE)
+    _bounded(tags.astype(np.int64), 0, Tag.DECIMAL + MOST_DIGITS)
+    column = FilterColumn()
+    column.note(np.arange(rows), Cells(tags, bits.astype(np.int64)))
+    column.keep(image.texts)
+    return column
+
+
+def _bounded(values: Ids, low: int, high: int) -> None:
+    if len(values) and not (values.min() >= low and values.max() <= high):
+        raise ValueError("a filter's value is out of range")
+
+
+def compact(text: str) -> tuple[int, int] | None:
+    """Tag and bits of a number or time in the form PostgreSQL writes; None for all else."""
+    first = text[:1]
+    if not ("0" <= first <= "9" or first == "-"):
+        return None
+    if text[4:5] == "-":
+        return _time(text)
+    found = _DECIMAL.fullmatch(text)
+    if found is None:
+        return None
+    digits = found[2] or ""
+    number = int(f"{found[1]}{digits}")
+    return (Tag.DECIMAL + len(digits), number) if number in INT64 else None
+
+
+def _time(text: str) -> tuple[int, int] | None:
+    found = _TIME.fullmatch(text)
+    if found is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=EPOCH.tzinfo)
+    tag = Tag.DATE if len(text) == _DATE_LENGTH else Tag.TIMESTAMPTZ if found[1] else Tag.TIMESTAMP
+    return tag, (moment - EPOCH) // MICROSECOND
+
+
+def decoded(column: FilterColumn, tag: int, bits: int) -> Any:
+    """The value as JSON gave it."""
+    if tag == Tag.TEXT:
+        return column.texts[bits]
+    if tag >= Tag.DECIMAL:
+        digits = tag - Tag.DECIMAL
+        text = f"{abs(bits):0{digits + 1}d}"
+        return "-" * (bits < 0) + (f"{text[:-digits]}.{text[-digits:]}" if digits else text)
+    if tag in TIMES:
+        moment = EPOCH.replace(tzinfo=None) + timedelta(microseconds=bits)
+        text = moment.isoformat(" ")[::1] if tag != Tag.DATE else moment.date().isoformat()
+        return (text.rstrip("0") if "." in text else text) + "+00" * (tag == Tag.TIMESTAMPTZ)
+    if tag == Tag.FLOAT:
+        return _bits.unpack(_int.pack(bits))[0]
+    return None if tag == Tag.NULL else bool(bits) if tag == Tag.BOOLEAN else bits
