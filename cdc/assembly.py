@@ -11,6 +11,7 @@ from cdc.source.fill import Hole
 from cdc.source.rows import OP
 from cdc.source.snapshot import TableSnapshot
 from cdc.source.window import Chunk as SnapshotChunk
+from cdc.trail import Transaction
 
 TOMBSTONE = b"tombstone"  # the metric's label of a record without a value
 
@@ -31,7 +32,7 @@ class Offer:
 class Assembly(Chunk):
     """A chunk and what has to happen to it besides: holes to fill before, offers to answer after."""
 
-    __slots__ = ("holes", "offers", "oldest_us", "ops")
+    __slots__ = ("holes", "offers", "oldest_us", "ops", "transactions")
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,6 +40,7 @@ class Assembly(Chunk):
         self.offers: list[Offer] = []
         self.ops: Counter[tuple[str, bytes]] = Counter()  # records by topic and op, for metrics
         self.oldest_us = 0
+        self.transactions: list[Transaction] = []  # with records in here, where anybody wants to know them
 
     def noted(self, topic: str, value: bytes | None, count: int = 1) -> None:
         """So many records like this one are in the chunk."""

@@ -69,6 +69,11 @@ def configure(process: str, *, verbose: bool = False, quiet: bool = False) -> No
     structlog.contextvars.bind_contextvars(process=process)
 
 
+def verbose() -> bool:
+    """Whether details are logged: what costs something to put together is only then."""
+    return bool(structlog.get_logger().bind().is_enabled_for(logging.DEBUG)) if structlog.is_configured() else False
+
+
 def get(name: str) -> Any:
     """A logger; `name` is the module's."""
     return structlog.get_logger(module=name)

@@ -46,7 +46,7 @@ class DeadLetters:
             metrics.STORE_DEAD_LETTERS.labels(self._store, letter.reason).inc()
             LOG.warning(
                 "a record went to the dead letters", store=self._store, topic=topic, reason=letter.reason,
-                partition=record.partition, offset=record.offset,
+                partition=record.partition, offset=record.offset, position=letter.position.decode(),
             )  # fmt: skip
 
     async def request(self, letters: Sequence[DeadLetter]) -> None:

@@ -26,6 +26,7 @@ from cdc.errors import ConnectError, StoreLost
 from cdc.failpoint import failpoint
 from cdc.garbage import collect_rarely
 from cdc.refusal import denied
+from cdc.trail import Trail
 from cdc.wishes import Wishes
 from consumers.batches import Foreign, Marker, Work, work
 from consumers.caretaker import Caretaker
@@ -81,6 +82,7 @@ class Runtime:
         self._next_commit = 0.0  # loop time
         self._again: Iterator[float] | None = None  # delays, while refills follow each other
         self._dead_letters = DeadLetters(config, store.name)
+        self._trail = Trail(config, store.name)
         self.freshness = Freshness(config, store.name)
         self.gauges = Gauges(store.name, counts)
         self.partitions = Partitions(
@@ -256,6 +258,7 @@ class Runtime:
             await self._reject(step.topic, step.rejected)
 
     async def _apply(self, batch: Batch) -> None:
+        begun = self._trail.now()
         applied = await apply_isolating(self._insistently, batch)
         rest, refused = batch, applied.rejected
         while refused:  # the letters first, then the offsets
@@ -264,6 +267,9 @@ class Runtime:
             refused = (await apply_isolating(self._insistently, rest)).rejected
         await self.parked.passed(batch, applied.rejected, self._insist)
         self.gauges.applied(batch, applied)
+        if self._trail.told:
+            positions = [(record.position, record.partition, record.offset) for record in batch.records]
+            self._trail.applied(f"{batch.schema}.{batch.table}", positions, begun)
 
     async def _pass_marks(self) -> None:
         """Idle: the store notes that it is also past the marks that end Kafka's transactions, and past aborted records.

@@ -32,6 +32,8 @@ def gateway(context: typer.Context) -> None:
 async def _serve(config: Config) -> None:
     from cdc import listening
     from cdc.commands.gateway_jobs import Desk
+    from cdc.commands.gateway_letters import ROUND_SECONDS as LETTER_SECONDS
+    from cdc.commands.gateway_letters import Mirror
     from cdc.commands.gateway_rounds import rounds
     from cdc.commands.gateway_schedule import ROUND_SECONDS as SCHEDULE_SECONDS
     from cdc.commands.gateway_schedule import Timetable
@@ -86,6 +88,7 @@ async def _serve(config: Config) -> None:
                         timeline.listen(),
                         parts.wishes.listen(),
                         rounds("recording watermarks", Recorder(config, parts, statistics).round, ROUND_SECONDS),
+                        rounds("mirroring dead letters", Mirror(config).round, LETTER_SECONDS),
                         rounds("taking signals", desk.take_signals, SIGNAL_SECONDS),
                         rounds("keeping schedules", timetable.round, SCHEDULE_SECONDS),
                         rounds("counting", statistics.get, settings.count_seconds),

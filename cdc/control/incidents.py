@@ -56,6 +56,21 @@ def mirror_letters(connection: Connection[Any], letters: Iterable[Letter]) -> No
             run(connection, "mirror_letter", **{**asdict(letter), "key": key})
 
 
+def take_in(connection: Connection[Any], store: str, log: str, entries: Iterable[tuple[int, Letter]], end: int) -> None:
+    """Mirrors what a store's dead-letter topic says from the kept offset on, and keeps `end` as the next one: in one
+    transaction, so that each entry counts once. `entries`: offset → a letter as it is from there on, in order; `log`:
+    Kafka's id of the topic. A topic made anew closes what is open of the one before. Raises psycopg.Error."""
+    with connection.transaction():
+        run(connection, "begin_mirror", store=store, log=log)
+        [(known, kept)] = run(connection, "lock_mirror", store=store)
+        if known != log:
+            run(connection, "close_lost_letters", store=store)
+            kept = 0
+        newest = {letter.id: letter for offset, letter in entries if offset >= kept}
+        mirror_letters(connection, newest.values())
+        run(connection, "move_mirror", store=store, log=log, next_offset=max(kept, end))
+
+
 def record_conflicts(connection: Connection[Any], conflicts: Iterable[Conflict]) -> None:
     """Writes each once, however often it is said. Raises psycopg.Error."""
     with connection.transaction():

@@ -118,6 +118,24 @@ VALUES (%(id)s, %(store)s, %(table)s, %(key)s, %(reason)s, %(message)s, %(topic)
 ON CONFLICT (store, id) DO UPDATE SET reason = excluded.reason, message = excluded.message, refused_at = excluded.refused_at,
     closed_at = excluded.closed_at, outcome = excluded.outcome;
 
+-- name: lock_mirror
+-- Up to where a store's dead letters are mirrored, of which log, held until the transaction's end.
+SELECT log, next_offset FROM cdc.mirrors WHERE store = %(store)s FOR UPDATE;
+
+-- name: begin_mirror
+-- Nothing is mirrored yet; whoever comes second waits for the first.
+INSERT INTO cdc.mirrors (store, log, next_offset) VALUES (%(store)s, %(log)s, 0) ON CONFLICT (store) DO NOTHING;
+
+-- name: move_mirror
+-- Everything before that offset is mirrored.
+UPDATE cdc.mirrors SET log = %(log)s, next_offset = %(next_offset)s, mirrored_at = clock_timestamp()
+WHERE store = %(store)s;
+
+-- name: close_lost_letters
+-- The topic that held them is no more, so nothing can settle them.
+UPDATE cdc.letters SET closed_at = clock_timestamp(), outcome = 'discarded'
+WHERE store = %(store)s AND closed_at IS NULL;
+
 -- name: record_conflict
 -- A replay adds nothing.
 INSERT INTO cdc.conflicts (store, table_name, key, held, incoming, kept, position)
