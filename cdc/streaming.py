@@ -53,7 +53,6 @@ class Streaming:
         self._config, self._session = config, session
         self.progress: Progress = session.progress
         origin = Origin(config.source_name, session.database, session.progress.epoch)
-        self._assembler.tells = self._trail.told
         self._ready = asyncio.Event()
         self._taken = asyncio.Event()
         self._assembler: Assembler = Assembler(
@@ -64,6 +63,7 @@ class Streaming:
             session.oversized,
             session.confirmed_lsn,
         )
+        self._assembler.tells = self._trail.told
         self._snapshots: Snapshots = Snapshots(config, session, self._assembler, on_snapshot, self._ready.set)
 
     async def work(self) -> None:
