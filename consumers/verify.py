@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from consumers.stamps import Stamps
 from consumers.store import Inspectable, Version
 
 LOOKUP = 20_000  # keys looked at closely at once: each time the store has to catch up
@@ -58,6 +59,15 @@ class Content(Protocol[R_contra]):
         """Keys of live records that `matches` was not asked about so far."""
 
 
+class Structure(NamedTuple):
+    """What a store holds beside its records and is wrong, each of one moment: keys that it concerns, and `faults`, a
+    sentence with its remedy for what concerns no key."""
+
+    different: Sequence[bytes] = ()
+    extra: Sequence[bytes] = ()
+    faults: Sequence[str] = ()
+
+
 class KeysOnly(Generic[R]):
     """The Content of a store of which only keys are compared."""
 
@@ -82,19 +92,28 @@ class KeysOnly(Generic[R]):
 class Differences:
     """Keys by kind. `stale`: the store holds what the row was before; `different`: it holds what the row never was in
     the version it says. `unsettled` ones changed at each look, and the store followed: nothing more can be said of
-    them, and it is no difference. `rows`: looked at in the source."""
+    them, and it is no difference. `faults`: see Structure. `rows`: looked at in the source as it was at `position`."""
 
     missing: list[bytes] = field(default_factory=list)
     extra: list[bytes] = field(default_factory=list)
     stale: list[bytes] = field(default_factory=list)
     different: list[bytes] = field(default_factory=list)
     unsettled: list[bytes] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     rows: int = 0
+    position: bytes | None = None
 
     @property
     def equal(self) -> bool:
         """True when store and source agree in every key that could be settled."""
-        return not (self.missing or self.extra or self.stale or self.different)
+        return not (self.missing or self.extra or self.stale or self.different or self.faults)
+
+    def add(self, structure: Structure) -> None:
+        """Keys that were found already stay what they are."""
+        known = {*self.missing, *self.extra, *self.stale, *self.different}
+        self.extra += sorted(set(structure.extra) - known)
+        self.different += sorted(set(structure.different) - known - set(structure.extra))
+        self.faults += structure.faults
 
 
 class _Look(NamedTuple, Generic[R]):
@@ -114,12 +133,14 @@ class _Comparison(Generic[R]):
         caught_up: CaughtUp,
         content: Content[R],
         share: Callable[[], float],
+        stamps: Stamps | None,
     ) -> None:
         self._store, self._source, self._table = store, source, table
-        self._caught_up, self._content, self._share = caught_up, content, share
+        self._caught_up, self._content, self._share, self._stamps = caught_up, content, share, stamps
         self.found = Differences()
         self.moving: dict[bytes, _Look[R]] = {}
         self.unlike: dict[bytes, Version] = {}  # other content than at the source: stale or different
+        self.misstamped: set[bytes] = set()  # or its content under another version
 
     async def suspects(self, on_progress: Callable[[int], None]) -> list[bytes]:
         """Keys that look different in one pass over both sides. While a piece is compared the next is fetched."""
@@ -128,10 +149,11 @@ class _Comparison(Generic[R]):
         coming = asyncio.ensure_future(_next(pieces))
         try:
             rows = await coming
-            await self._caught_up(await self._source.position())
+            self.found.position = await self._source.position()
+            await self._caught_up(self.found.position)
             while rows:
                 coming = asyncio.ensure_future(_next(pieces))
-                equal = await self._content.matches(rows)
+                equal = await self._matches(rows)
                 suspects += [key for (key, _row), same in zip(rows, equal, strict=True) if not same]
                 self.found.rows += len(rows)
                 on_progress(self.found.rows)
@@ -142,10 +164,20 @@ class _Comparison(Generic[R]):
         share = self._share()
         return suspects + [key async for key in self._content.others() if share == 1 or random.random() < share]
 
+    async def _matches(self, rows: Sequence[tuple[bytes, R]]) -> Sequence[bool]:
+        equal = await self._content.matches(rows)
+        if self._stamps is None:
+            return equal
+        stamped = await self._stamps.as_written([key for key, _row in rows])
+        return [same and sound for same, sound in zip(equal, stamped, strict=True)]
+
     async def settle(self, keys: Sequence[bytes]) -> list[bytes]:
         """A close look; returns the keys of which nothing can be said yet."""
+        if self._stamps is not None:
+            await self._stamps.note(keys)
         before = await self._source.look(keys)
         await self._caught_up(await self._source.position())
+        wrong = await self._stamps.wrong(keys) if self._stamps is not None else set()
         versions = await self._store.versions(*self._table, keys)
         equal = await self._equal(zip(keys, before, strict=True))
         after = await self._source.look(keys)
@@ -155,7 +187,7 @@ class _Comparison(Generic[R]):
         for key, version, row, again in zip(keys, versions, before, after, strict=True):
             if row == again:
                 self.moving.pop(key, None)
-                self._judge(key, version, row, equal.get(key, False))
+                self._judge(key, version, row, equal.get(key, False), key in wrong)
             elif any(found.get(key, False) for found in (equal, arrived, passing)):  # at the source a moment ago
                 self.moving.pop(key, None)
             else:
@@ -167,13 +199,14 @@ class _Comparison(Generic[R]):
         rows = [(key, row) for key, row in pairs if row is not None]
         return dict(zip((key for key, _row in rows), await self._content.matches(rows), strict=True)) if rows else {}
 
-    def _judge(self, key: bytes, version: Version | None, row: R | None, same: bool) -> None:
+    def _judge(self, key: bytes, version: Version | None, row: R | None, same: bool, misstamped: bool = False) -> None:
         if row is None:
             self.found.extra += [key] if held(version) else []
         elif version is None or version.deleted:
             self.found.missing += [] if same else [key]
-        elif not same:
+        elif not same or misstamped:
             self.unlike[key] = version
+            self.misstamped.update([key] if same else [])
 
     def give_up(self) -> None:
         """What still moves: in order where the store's version moved along, else a difference."""
@@ -189,7 +222,8 @@ class _Comparison(Generic[R]):
         as_written = await self._equal((key, record.row) for key, record in written.items())
         for key, version in self.unlike.items():
             older = key in written and version.position < written[key].position
-            kind = self.found.stale if older or as_written.get(key, False) else self.found.different
+            behind = as_written.get(key, False) and key not in self.misstamped
+            kind = self.found.stale if older or behind else self.found.different
             kind.append(key)
 
 
@@ -202,14 +236,17 @@ async def compare(
     content: Content[R] | None = None,
     newest: Newest[R] | None = None,
     share: Callable[[], float] = lambda: 1.0,
+    stamps: Stamps | None = None,
+    structure: Callable[[], Awaitable[Structure]] | None = None,
     on_progress: Callable[[int], None] = lambda rows: None,
 ) -> Differences:
     """Every difference between store and source in one table `(schema, name)`.
 
     `caught_up(position)` returns once the store has applied everything up to there (see consumers.applied); without
     `content` keys alone are compared, without `newest` nothing counts as stale. `share` is asked, after the source's
-    rows, which part of the store's other keys to look at. Raises what the store and the source raise."""
-    comparison = _Comparison(store, source, table, caught_up, content or KeysOnly(store, table), share)
+    rows, which part of the store's other keys to look at. Without `stamps` versions are not compared with the topic's,
+    without `structure` nothing beside the records. Raises what the store and the source raise."""
+    comparison = _Comparison(store, source, table, caught_up, content or KeysOnly(store, table), share, stamps)
     suspects = await comparison.suspects(on_progress)
     for _round in range(ROUNDS):
         suspects = [key for keys in _chunks(suspects) for key in await comparison.settle(keys)]
@@ -217,6 +254,8 @@ async def compare(
             break
     comparison.give_up()
     await comparison.tell_apart(newest)
+    if structure is not None:
+        comparison.found.add(await structure())
     return comparison.found
 
 

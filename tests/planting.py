@@ -16,6 +16,7 @@ import redis
 from consumers.faiss import FaissStore
 from consumers.faiss.content import Content
 from consumers.faiss.ledger import State
+from consumers.redis.keys import encode_odd
 
 KINDS = ("missing", "extra", "stale", "different")
 STRANGE = 1_000_000  # ids from here on are not in PostgreSQL
@@ -25,19 +26,27 @@ Planted = dict[str, list[bytes]]
 @dataclass
 class Plan:
     """Which rows (ids) get which difference. `swapped` go in pairs; `outdated` are those changed at the source since
-    `before` was called."""
+    `before` was called; `misstamped` say another version. Of the structure: `unfindable` (not in the user's index; a
+    key without its vector), `misplaced` (with another score; in pairs under each other's name), `misfiled` (in another
+    user's index too; a vector that its key does not have), `ghosts` (members or vectors of keys that are deleted)."""
 
-    missing: list[int]
-    extra: list[int]
-    outdated: list[int]
-    spoilt: list[int]
-    swapped: list[int]
+    missing: list[int] = field(default_factory=list)
+    extra: list[int] = field(default_factory=list)
+    outdated: list[int] = field(default_factory=list)
+    spoilt: list[int] = field(default_factory=list)
+    swapped: list[int] = field(default_factory=list)
+    misstamped: list[int] = field(default_factory=list)
+    unfindable: list[int] = field(default_factory=list)
+    misplaced: list[int] = field(default_factory=list)
+    misfiled: list[int] = field(default_factory=list)
+    ghosts: list[int] = field(default_factory=list)
     kinds: Mapping[str, list[bytes]] = field(init=False)
 
     def __post_init__(self) -> None:
+        different = (self.spoilt, self.swapped, self.misstamped, self.unfindable, self.misplaced, self.misfiled)
         self.kinds = {
-            "missing": keys(self.missing), "extra": keys(self.extra), "stale": keys(self.outdated),
-            "different": keys([*self.spoilt, *self.swapped]),
+            "missing": keys(self.missing), "extra": keys([*self.extra, *self.ghosts]), "stale": keys(self.outdated),
+            "different": keys([number for numbers in different for number in numbers]),
         }  # fmt: skip
 
     @property
@@ -52,11 +61,15 @@ def keys(ids: Sequence[int]) -> list[bytes]:
 
 
 def plan(rng: random.Random, ids: Sequence[int], each: int) -> Plan:
-    """`each` differences of five sorts among rows with these ids."""
-    chosen = rng.sample(ids, 4 * each)
-    extra = [STRANGE + number for number in rng.sample(range(STRANGE), each)]
-    missing, outdated, spoilt, swapped = (chosen[at : at + each] for at in range(0, 4 * each, each))
-    return Plan(missing, extra, outdated, spoilt, swapped)
+    """`each` differences (an even number) of ten sorts among rows with these ids."""
+    chosen = rng.sample(ids, 8 * each)
+    strange = [STRANGE + number for number in rng.sample(range(STRANGE), 2 * each)]
+    missing, outdated, spoilt, swapped, misstamped, unfindable, misplaced, misfiled = (
+        chosen[at : at + each] for at in range(0, 8 * each, each)
+    )
+    return Plan(
+        missing, strange[:each], outdated, spoilt, swapped, misstamped, unfindable, misplaced, misfiled, strange[each:]
+    )
 
 
 def flipped(rng: random.Random, raw: bytes) -> bytes:
@@ -66,12 +79,14 @@ def flipped(rng: random.Random, raw: bytes) -> bytes:
 
 
 class RedisPlanter:
-    """Writes hashes of the table `memories`, whose vector is the field `embedding`."""
+    """Writes hashes of the table `memories`, whose vector is the field `embedding` and whose user is `who`."""
 
     def __init__(self, url: str, made: Plan, rng: random.Random) -> None:
         self._client: redis.Redis = redis.Redis.from_url(url)
         self._plan, self._rng = made, rng
         self._before: dict[int, dict[bytes, bytes]] = {}
+        touched = [*made.spoilt, *made.unfindable, *made.misplaced, *made.misfiled]
+        self._users = {number: self._held(number)[b"who"].decode() for number in touched}
 
     def before(self) -> None:
         """Remembers what rows were."""
@@ -91,6 +106,34 @@ class RedisPlanter:
             vectors = [self._held(number)[b"embedding"] for number in (one, other)]
             self._client.hset(name(one), "embedding", vectors[1])
             self._client.hset(name(other), "embedding", vectors[0])
+        for number in made.misstamped:
+            self._misstamp(number)
+        self._spoil_indexes()
+
+    def _misstamp(self, number: int) -> None:
+        held, column = self._held(number), self._rng.choice((b"_pos", b"_pos", b"_ver", b"_ts"))
+        wrong = {
+            b"_pos": self._rng.choice((b"f" * 32, b"%032x" % (int(held[b"_pos"], 16) + 1))),
+            b"_ver": held[b"_ver"].replace(b":", b":1"),
+            b"_ts": b"%d" % (int(held[b"_ts"]) - 1),
+        }
+        self._client.hset(name(number), column, wrong[column])  # type: ignore[call-overload]
+
+    def _spoil_indexes(self) -> None:
+        made, home = self._plan, self._index_of
+        for number in made.unfindable:
+            assert self._client.zrem(home(number), name(number)) == 1
+        for number in made.misplaced:
+            assert self._client.zincrby(home(number), 1, name(number))
+        for number in made.misfiled:
+            others = [other for other in map(home, made.spoilt) if other != home(number)]
+            self._client.zadd(self._rng.choice(others), {name(number): 1})
+        for number in made.ghosts:
+            self._client.zadd(home(self._rng.choice(made.spoilt)), {name(number): 1})
+
+    def _index_of(self, number: int) -> str:
+        who = self._users[number]
+        return f"memories:by_user:{encode_odd(who)}"
 
     def _spoil(self, number: int) -> None:
         held = {field: value for field, value in self._held(number).items() if value and not field.startswith(b"_")}
@@ -139,7 +182,9 @@ class IndexPlanter:
             self._index.remove(gone)
             ledger.forget(gone)
             if made.extra:
-                self._invent()
+                self._invent(made.extra, State.LIVE)
+            if made.ghosts:
+                self._invent(made.ghosts, State.DELETED)
             for number, (position, vector) in self._before.items():
                 self._put(number, vector)
                 ledger.positions[self._row(number)] = position
@@ -150,13 +195,33 @@ class IndexPlanter:
                 vectors = [self._vector(number) for number in (one, other)]
                 self._put(one, vectors[1])
                 self._put(other, vectors[0])
+            for number in made.misstamped:
+                self._misstamp(self._row(number))
+            self._spoil_structure()
 
-    def _invent(self) -> None:
+    def _misstamp(self, row: int) -> None:
+        ledger = self._content.ledger
+        after = b"%032x" % (int(bytes(ledger.positions[row]), 16) + 1)
+        if self._rng.random() < 0.5:
+            ledger.positions[row] = self._rng.choice((b"f" * 32, after))
+        else:
+            ledger.vectors[row] = ledger.vectors[row].replace(b":", b":1")
+
+    def _spoil_structure(self) -> None:
         made, ledger = self._plan, self._content.ledger
-        model = [self._row(self._rng.choice(made.spoilt)) for _ in made.extra]
-        rows = ledger.enter(keys(made.extra), np.full(len(made.extra), -1))
+        self._index.remove(np.array([self._row(number) for number in made.unfindable], dtype=np.int64))
+        for one, other in zip(made.misplaced[::2], made.misplaced[1::2], strict=True):
+            rows = [self._row(one), self._row(other)]
+            ledger.keys[rows] = ledger.keys[rows[::-1]]
+        for number in made.misfiled:
+            ledger.states[self._row(number)] = State.BARE
+
+    def _invent(self, numbers: Sequence[int], state: State) -> None:
+        ledger = self._content.ledger
+        model = [self._row(self._rng.choice(self._plan.spoilt)) for _ in numbers]
+        rows = ledger.enter(keys(numbers), np.full(len(numbers), -1))
         self._index.put(rows, self._index.get(np.array(model)))
-        states = np.full(len(rows), State.LIVE, dtype=np.uint8)
+        states = np.full(len(rows), state, dtype=np.uint8)
         ledger.note(rows, ledger.positions[model], ledger.vectors[model], states, ledger.digests[model])  # type: ignore[arg-type]
 
     @property

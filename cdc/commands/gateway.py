@@ -39,6 +39,8 @@ async def _serve(config: Config) -> None:
     from cdc.commands.gateway_schedule import Timetable
     from cdc.commands.gateway_source import PostgresSource
     from cdc.commands.gateway_stores import IndexView, RedisView
+    from cdc.commands.gateway_verifies import ROUND_SECONDS as VERIFIES_SECONDS
+    from cdc.commands.gateway_verifies import Verifies
     from cdc.commands.gateway_watermarks import ROUND_SECONDS, Recorder
     from cdc.commands.index_client import RemoteIndex
     from cdc.commands.stopping import on_signal
@@ -89,6 +91,7 @@ async def _serve(config: Config) -> None:
                         parts.wishes.listen(),
                         rounds("recording watermarks", Recorder(config, parts, statistics).round, ROUND_SECONDS),
                         rounds("mirroring dead letters", Mirror(config).round, LETTER_SECONDS),
+                        rounds("measuring verifies", Verifies(config).round, VERIFIES_SECONDS),
                         rounds("taking signals", desk.take_signals, SIGNAL_SECONDS),
                         rounds("keeping schedules", timetable.round, SCHEDULE_SECONDS),
                         rounds("counting", statistics.get, settings.count_seconds),

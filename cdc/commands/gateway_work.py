@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 from cdc.commands import gateway_command
 from cdc.commands.cache import cleared
 from cdc.commands.gateway_control import keep
-from cdc.commands.outcome import Outcome, measure
+from cdc.commands.outcome import Outcome, keep_outcome
 from cdc.commands.pause import wished
 from cdc.commands.rebuild import document, fill_anew
 from cdc.commands.snapshot import request
-from cdc.commands.verify import STORES, compare_all
+from cdc.commands.verify import STORES, Step, compare_all
 from cdc.config import Config
 from cdc.control import retention
-from cdc.control.verify_runs import VerifyRun, record_verify
 from consumers.rebuild import Progress
 
 
@@ -40,6 +37,10 @@ class Report:
         """A stage, and how far it is."""
         self.stage, self.done, self.total = stage, done, total
 
+    def compared(self, step: Step) -> None:
+        """Of a verify."""
+        self.stage, self.done, self.total = step.line, step.done, step.total
+
     def at(self, progress: Progress) -> None:
         """Of a rebuild."""
         self.stage, self.done, self.total = progress.phase, progress.done, progress.total
@@ -56,23 +57,14 @@ async def refresh_stats(config: Config, arguments: Mapping[str, Any], report: Re
 async def verify(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """How many keys of each kind differ, by store and table."""
     stores = [arguments["store"]] if "store" in arguments else STORES
-    outcomes = await compare_all(config, stores, arguments.get("table"), report.say, on_outcome=measure)
-    for run in map(_run, outcomes):
-        await asyncio.to_thread(keep, config, partial(record_verify, verified=run))
-    report.done = report.total = sum(outcome.found.rows for outcome in outcomes)
+    told: list[Outcome] = []
+    try:
+        outcomes = await compare_all(config, stores, arguments.get("table"), report.compared, on_outcome=told.append)
+    finally:
+        for outcome in told:  # also of a store that does not answer
+            await asyncio.to_thread(keep_outcome, config, outcome, "gateway")
     found = [{name: len(v) if isinstance(v, list) else v for name, v in o.document().items()} for o in outcomes]
     return {"equal": all(outcome.equal for outcome in outcomes), "comparisons": found}
-
-
-def _run(outcome: Outcome) -> VerifyRun:
-    ended = datetime.now(UTC)
-    began = ended - timedelta(seconds=outcome.seconds)
-    found = outcome.counts
-    return VerifyRun(
-        store=outcome.store, table=outcome.table, started_at=began, ended_at=ended, position=None,
-        rows=outcome.found.rows, missing=found["missing"], extra=found["extra"], stale=found["stale"],
-        different=found["different"], unsettled=found["unsettled"], run_by="gateway",
-    )  # fmt: skip
 
 
 async def rebuild(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:

@@ -115,11 +115,13 @@ class RemoteIndex:
         """Takes out of the index what no key stands for; see consumers.faiss.agreement."""
         return int(await self._ask("POST", "/agree"))
 
-    async def doubt(self, schema: str, table: str, keys: Sequence[bytes]) -> None:
-        """What is held of these keys is wrong: their next record is decoded in full."""
+    async def doubt(self, schema: str, table: str, keys: Sequence[bytes], reached: bytes | None = None) -> None:
+        """What is held of these keys is wrong: their next record is decoded in full, and taken by those that claim a
+        position above `reached` (wire form)."""
         for start in range(0, len(keys), KEYS):
             asked = [key.decode() for key in keys[start : start + KEYS]]
-            await self._ask("POST", "/doubt", json={"table": f"{schema}.{table}", "keys": asked})
+            body = {"table": f"{schema}.{table}", "reached": reached and reached.decode()}
+            await self._ask("POST", "/doubt", json={**body, "keys": asked})
 
     async def caught_up(self, position: bytes, seconds: float) -> None:
         """Returns once everything up to `position` is applied. Raises PreconditionError after `seconds`."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
+    from cdc.config import Config
+    from cdc.control.verify_runs import VerifyRun
     from consumers.verify import Differences
 
 KINDS = ("missing", "extra", "stale", "different", "unsettled")
@@ -14,20 +18,24 @@ KINDS = ("missing", "extra", "stale", "different", "unsettled")
 
 class Outcome(NamedTuple):
     """One table in one store. `expires`: its records have a time to live, so that missing ones are no difference;
-    `sampled`: only some rows were looked at."""
+    `share`: of the rows that were looked at; `position` (wire form): of the moment compared; `error`: why it came to no
+    end; `repaired`: keys sent again because of the comparison before this one."""
 
     store: str
     table: str
     found: Differences
     expires: bool
     seconds: float
-    sampled: bool = False
+    share: float = 1.0
+    position: bytes | None = None
+    error: str | None = None
+    repaired: int = 0
 
     @property
     def equal(self) -> bool:
-        """Nothing differs that should not."""
+        """It came to its end, and nothing differs that should not."""
         found = self.found
-        return not (found.extra or found.stale or found.different or (found.missing and not self.expires))
+        return not (self.error or found.extra or found.stale or found.different or (found.missing and not self.expires))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -36,14 +44,26 @@ class Outcome(NamedTuple):
 
     def document(self) -> dict[str, Any]:
         """For scripts: with every key."""
-        kinds = {kind: [key.decode() for key in keys] for kind, keys in kinds_of(self.found).items()}
+        kinds = {kind: [key.decode(errors="replace") for key in keys] for kind, keys in kinds_of(self.found).items()}
         return {**self.summary(), **kinds}
 
     def summary(self) -> dict[str, Any]:
         """For scripts: without keys."""
         return {
             "store": self.store, "table": self.table, "equal": self.equal, "rows": self.found.rows,
-            "sampled": self.sampled, "seconds": round(self.seconds, 3), "counts": self.counts,
+            "sampled": self.share < 1, "seconds": round(self.seconds, 3), "counts": self.counts,
+            "faults": self.found.faults, "position": self.position and self.position.decode(),
+        }  # fmt: skip
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """As `cdc.verify_runs` keeps it; what expired is not missing."""
+        ended, counts = datetime.now(UTC), self.counts
+        return {
+            **counts, "missing": 0 if self.expires else counts["missing"], "store": self.store, "table": self.table,
+            "started_at": ended - timedelta(seconds=self.seconds), "ended_at": ended, "rows": self.found.rows,
+            "position": self.position and self.position.decode(), "share": self.share, "repaired": self.repaired,
+            "error": self.error or "; ".join(self.found.faults) or None,
         }  # fmt: skip
 
 
@@ -61,14 +81,10 @@ def document(before: Sequence[Outcome], after: Sequence[Outcome] | None) -> dict
     return {**told, "comparisons": [outcome.document() for outcome in last]}
 
 
-def measure(outcome: Outcome) -> None:
-    """Sets the metrics of a process that lives on: `on_outcome` of `compare_all` takes this."""
-    from cdc import metrics
+def keep_outcome(config: Config, outcome: Outcome, run_by: str, job: UUID | None = None) -> None:
+    """Into `cdc.verify_runs`, of which the gateway makes metrics. Raises ConnectError; StoreError without it."""
+    from cdc.commands.gateway_control import keep
+    from cdc.control.verify_runs import VerifyRun, record_verify
 
-    labels = (outcome.store, outcome.table)
-    metrics.VERIFY_RUNS.labels(*labels, "equal" if outcome.equal else "different").inc()
-    metrics.VERIFY_LAST.labels(*labels).set(time.time())
-    metrics.VERIFY_SECONDS.labels(*labels).set(outcome.seconds)
-    metrics.VERIFY_ROWS.labels(*labels).set(outcome.found.rows)
-    for kind, count in outcome.counts.items():
-        metrics.VERIFY_DIFFERENCES.labels(*labels, kind).set(count)
+    run: VerifyRun = VerifyRun(**outcome.run, run_by=run_by, job_id=job)
+    keep(config, lambda connection: record_verify(connection, run))

@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
-from cdc.commands.asking import ask
+from cdc.commands.asking import ask, translated
 from cdc.commands.configuration import configuration
-from cdc.commands.outcome import Outcome, document, kinds_of
-from cdc.errors import PreconditionError
+from cdc.commands.outcome import Outcome, document, keep_outcome, kinds_of
+from cdc.errors import CdcError, PreconditionError
 
 if TYPE_CHECKING:
     from cdc.config import Config
-    from consumers.verify import Differences, Written
 
+Say = Callable[[str], None]
 STORES = ("redis", "faiss")
-WAIT_SECONDS = 60.0  # for a store to catch up with the moment of a look; longer means it does not
 SHOWN = 10  # keys named of each kind; --json names all
 
 
-class Asked(NamedTuple):
-    """One comparison. `epoch` is the stream's; `sample` None is every row."""
+class Step(NamedTuple):
+    """How far one comparison is: rows `done` of `total`, which is an estimate, None while nobody knows it."""
 
-    config: Config
-    schema: str
-    name: str
-    epoch: int
-    sample: int | None
-    on_progress: Callable[[int], None]
+    store: str
+    table: str
+    done: int
+    total: int | None
+    seconds: float
 
     @property
-    def label(self) -> str:
-        """The table."""
-        return f"{self.schema}.{self.name}"
+    def line(self) -> str:
+        """For a person."""
+        if self.total is None:
+            return f"comparing {self.store} with {self.table}: {self.done} rows"
+        total = max(self.total, self.done)
+        left = self.seconds * (total - self.done) / max(1, self.done)
+        return f"comparing {self.store} with {self.table}: {self.done} of {total} rows, {left:.0f} s left"
 
 
 def verify(
@@ -49,12 +51,12 @@ def verify(
 ) -> None:
     """Compares the stores with PostgreSQL key by key; exit code 1 when they differ."""
     config = configuration(context)
-    on_progress, stores = progress(as_json), [store] if store else STORES
-    before = ask(config, compare_all(config, stores, table, on_progress, sample=sample))
+    say, stores = progress(as_json), [store] if store else STORES
+    before = _compared(config, stores, table, sample, say, 0)
     after = None
     if repair and not all(outcome.equal for outcome in before):
-        ask(config, mend(config, before, on_progress))
-        after = ask(config, compare_all(config, stores, table, on_progress, sample=sample))
+        sent = ask(config, mend(config, before, say))
+        after = _compared(config, stores, table, sample, say, sent)
     outcomes = before if after is None else after
     if as_json:
         typer.echo(json.dumps(document(before, after), ensure_ascii=False))
@@ -62,6 +64,28 @@ def verify(
         for outcome in outcomes:
             _show(outcome)
     raise typer.Exit(0 if all(outcome.equal for outcome in outcomes) else 1)
+
+
+def _compared(
+    config: Config, stores: Sequence[str], table: str | None, sample: int | None, say: Say, repaired: int
+) -> list[Outcome]:
+    """The outcomes, each of them kept in the control schema, where this user may; one that came to no end, too."""
+    told: list[Outcome] = []
+    work = compare_all(config, stores, table, lambda step: say(step.line), sample=sample, on_outcome=told.append)
+    try:
+        return ask(config, work)
+    finally:
+        say("")
+        for outcome in told:
+            _keep(config, outcome._replace(repaired=repaired))
+
+
+def _keep(config: Config, outcome: Outcome) -> None:
+    """Who may not write there still gets an answer."""
+    try:
+        keep_outcome(config, outcome, "cdc verify")
+    except CdcError as error:
+        typer.echo(f"cdc: what came out is not in cdc.verify_runs, and in no metric: {error}", err=True)
 
 
 def progress(as_json: bool) -> Callable[[str], None]:
@@ -77,47 +101,79 @@ async def compare_all(
     config: Config,
     stores: Sequence[str],
     wanted: str | None,
-    on_progress: Callable[[str], None],
+    on_progress: Callable[[Step], None],
     *,
     sample: int | None = None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Every table a store holds, or the wanted one; each outcome is told when it is there. Raises CdcError."""
+    """Every table a store holds, or the wanted one; each outcome is told when it is there. A store that cannot be asked
+    does not keep the others from being compared: then the first such error is raised at the end. Raises CdcError."""
     from cdc.kafka.progress import read_progress
 
-    tables = selected(config, wanted)
+    compared = pairs(config, stores, wanted)
     written = await read_progress(config)
     if written is None:
         raise PreconditionError("the reader has never run, so there is nothing to compare", hint="start `cdc reader`")
-    outcomes = []
-    for store in stores:
-        compared = tables if store == "redis" else [name for name in tables if ".".join(name) == config.faiss.table]
-        for schema, name in compared:
-            counting = _counting(f"comparing {store} with {schema}.{name}", on_progress)
-            began = time.monotonic()
-            found = await _COMPARISONS[store](Asked(config, schema, name, written.epoch, sample, counting))
-            on_progress("")
-            expires = store == "redis" and config.table(schema, name).ttl_seconds is not None
-            took = time.monotonic() - began
-            outcomes.append(Outcome(store, f"{schema}.{name}", found, expires, took, sample is not None))
-            on_outcome(outcomes[-1])
+    outcomes, failed = [], list[CdcError]()
+    for store, table in compared:
+        try:
+            outcomes.append(await _compare(config, store, table, written.epoch, sample, on_progress))
+        except _Failed as failure:
+            outcomes.append(failure.outcome)
+            failed.append(failure.error)
+        on_outcome(outcomes[-1])
+    if failed:
+        raise failed[0]
     return outcomes
 
 
-async def mend(config: Config, outcomes: Sequence[Outcome], on_progress: Callable[[str], None]) -> None:
-    """Has the reader send the tables that differ again, so that every store gets them the ordinary way; rows that are
-    not in PostgreSQL are swept at the end of that. Raises CdcError."""
-    from cdc.commands.index_client import RemoteIndex
-    from cdc.commands.snapshot import request
+class _Failed(Exception):
+    """A comparison that came to no end."""
 
-    wrong = [outcome for outcome in outcomes if not outcome.equal]
-    for outcome in wrong:
-        if outcome.store == "faiss" and (doubted := outcome.found.stale + outcome.found.different):
-            async with RemoteIndex(config) as index:
-                schema, name = outcome.table.split(".", 1)
-                await index.doubt(schema, name, doubted)
-    for table in sorted({outcome.table for outcome in wrong}):
-        await request(config, table, on_progress)
+    def __init__(self, outcome: Outcome, error: CdcError) -> None:
+        super().__init__()
+        self.outcome, self.error = outcome, error
+
+
+async def _compare(
+    config: Config, store: str, table: str, epoch: int, sample: int | None, on_progress: Callable[[Step], None]
+) -> Outcome:
+    """Raises _Failed."""
+    from cdc.commands.comparing import Asked, compare_index, compare_redis
+    from consumers.verify import Differences
+
+    schema, name = table.split(".", 1)
+    began = time.monotonic()
+
+    def tell(done: int, total: int | None) -> None:
+        on_progress(Step(store, table, done, total, time.monotonic() - began))
+
+    comparison = compare_redis if store == "redis" else compare_index
+    expires = store == "redis" and config.table(schema, name).ttl_seconds is not None
+    try:
+        found, share = await translated(config, comparison(Asked(config, schema, name, epoch, sample, tell)))
+    except CdcError as error:
+        took = time.monotonic() - began
+        raise _Failed(Outcome(store, table, Differences(), expires, took, error=error.message), error) from error
+    return Outcome(store, table, found, expires, time.monotonic() - began, share, found.position)
+
+
+async def mend(config: Config, outcomes: Sequence[Outcome], say: Say) -> int:
+    """Has the reader send what differs again, so that every store gets it the ordinary way; before that, what no record
+    can mend is put in order in the store itself. Returns how many rows and deletes were sent. Raises CdcError."""
+    from cdc.commands import repair
+    from cdc.commands.mending import prepare
+
+    for outcome in outcomes:
+        if not outcome.equal:
+            await prepare(config, outcome)
+    return await repair.mend(config, outcomes, say)
+
+
+def pairs(config: Config, stores: Sequence[str] = STORES, wanted: str | None = None) -> list[tuple[str, str]]:
+    """Which store is compared in which table (schema.table). Raises PreconditionError, see `selected`."""
+    tables = [".".join(name) for name in selected(config, wanted)]
+    return [(s, table) for s in stores for table in tables if s == "redis" or table == config.faiss.table]
 
 
 def selected(config: Config, wanted: str | None) -> list[tuple[str, str]]:
@@ -139,97 +195,14 @@ def selected(config: Config, wanted: str | None) -> list[tuple[str, str]]:
     return chosen
 
 
-def _counting(label: str, on_progress: Callable[[str], None]) -> Callable[[int], None]:
-    return lambda rows: on_progress(f"{label}: {rows} rows")
-
-
-async def _redis(asked: Asked) -> Differences:
-    from cdc.commands.contents import RedisContent
-    from cdc.source.table_rows import TableRows
-    from consumers.applied import applied_in
-    from consumers.redis import RedisStore
-    from consumers.redis.sentinel import read_sentinel
-    from consumers.store import Offsets
-    from consumers.verify import compare
-
-    config, table = asked.config, (asked.schema, asked.name)
-    store = RedisStore(config)
-
-    async def offsets() -> Offsets:
-        held = await read_sentinel(store.link, config.redis.namespace)
-        return held.offsets if held else {}
-
-    rows = TableRows(config, *table, asked.epoch, sample=asked.sample)
-    waiting = applied_in(config, "redis", [asked.label], offsets, WAIT_SECONDS)
-    try:
-        return await compare(
-            store,
-            rows,
-            table,
-            _bounded(waiting),
-            content=RedisContent(config, *table, store),
-            newest=_newest(asked),
-            share=lambda: rows.share,
-            on_progress=asked.on_progress,
-        )
-    finally:
-        rows.close()
-        await store.close()
-
-
-async def _faiss(asked: Asked) -> Differences:
-    from cdc.commands.index_client import RemoteIndex
-    from cdc.commands.index_content import IndexContent
-    from cdc.source.table_rows import TableRows
-    from consumers.verify import compare
-
-    config, table = asked.config, (asked.schema, asked.name)
-    async with RemoteIndex(config) as index:
-        needed = IndexContent.columns(config, *table)
-        rows = TableRows(config, *table, asked.epoch, columns=needed, sample=asked.sample)
-        try:
-            return await compare(
-                index,
-                rows,
-                table,
-                lambda position: index.caught_up(position, WAIT_SECONDS),
-                content=IndexContent(config, *table, index),
-                newest=_newest(asked),
-                share=lambda: rows.share,
-                on_progress=asked.on_progress,
-            )
-        finally:
-            rows.close()
-
-
-def _newest(asked: Asked) -> Callable[[Any], Awaitable[dict[bytes, Written[bytes]]]]:
-    from consumers.newest import newest
-
-    return lambda keys: newest(asked.config, asked.schema, asked.name, keys)
-
-
-_COMPARISONS = {"redis": _redis, "faiss": _faiss}
-
-
-def _bounded(waiting: Callable[[bytes], Awaitable[None]]) -> Callable[[bytes], Awaitable[None]]:
-    async def caught_up(position: bytes) -> None:
-        try:
-            await waiting(position)
-        except TimeoutError as error:
-            raise PreconditionError(
-                f"Redis did not catch up with the source within {WAIT_SECONDS:g} s",
-                hint="see `cdc status`: are reader and consumer running, and is the lag falling?",
-            ) from error
-
-    return caught_up
-
-
 def _show(outcome: Outcome) -> None:
     if outcome.equal:
         note = f" ({len(outcome.found.missing)} expired)" if outcome.found.missing else ""
         typer.echo(f"{outcome.store}: {outcome.table} equals PostgreSQL in all {outcome.found.rows} rows{note}")
         return
     typer.echo(f"{outcome.store}: {outcome.table} differs from PostgreSQL's {outcome.found.rows} rows")
+    for fault in outcome.found.faults:
+        typer.echo(f"  {fault}")
     for kind, keys in kinds_of(outcome.found).items():
         if keys:
             shown = ", ".join(key.decode(errors="replace") for key in keys[:SHOWN])

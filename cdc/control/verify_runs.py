@@ -41,6 +41,20 @@ class VerifyRun:
         return self.error is None and found == 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded(VerifyRun):
+    """A run as it stands in the table; `id` grows with time."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newest(Recorded):
+    """The newest run of a store and table. `passed_at`: end of the last one over all rows without a difference."""
+
+    passed_at: datetime | None
+
+
 def record_verify(connection: Connection[Any], verified: VerifyRun) -> int:
     """Keeps a run; its id. Raises psycopg.Error."""
     return int(run(connection, "record_verify", **asdict(verified))[0][0])
@@ -49,3 +63,13 @@ def record_verify(connection: Connection[Any], verified: VerifyRun) -> int:
 def newest(connection: Connection[Any]) -> list[VerifyRun]:
     """The newest run of each store and table. Raises psycopg.Error."""
     return rows(connection, VerifyRun, "newest_verify")
+
+
+def since(connection: Connection[Any], number: int) -> list[Recorded]:
+    """Runs recorded after that number, in order. Raises psycopg.Error."""
+    return rows(connection, Recorded, "verified_since", number=number)
+
+
+def last(connection: Connection[Any]) -> list[Newest]:
+    """Of each store and table. Raises psycopg.Error."""
+    return rows(connection, Newest, "last_verified")

@@ -71,6 +71,7 @@ class TableRows:
         self._decode = result_reader(self.table)
         self._epoch, self._sample = epoch, sample
         self.share = 1.0
+        self.total: int | None = None  # rows that `rows` will give, as far as PostgreSQL knows without counting
 
     def close(self) -> None:
         """Ends the connection."""
@@ -144,8 +145,13 @@ class TableRows:
         """Opens the cursor, and with it the moment."""
         _run(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         part: sql.Composable = sql.SQL("")
-        if self._sample is not None:
+        if self._sample is None:
+            estimate = "SELECT reltuples::int8 FROM pg_class WHERE oid = $1::text::regclass AND reltuples > 0"
+            found = _run(connection, estimate, [self._from().as_string(connection)]).fetchone()
+            self.total = found[0] if found else None
+        else:
             found = _run(connection, sql.SQL("SELECT count(*) FROM {}").format(self._from())).fetchone()
+            self.total = min(self._sample, found[0] if found else 0)
             self.share = min(1.0, self._sample / max(1, found[0] if found else 0))
             part = sql.SQL(" TABLESAMPLE BERNOULLI ({})").format(sql.Literal(100 * self.share))
         columns = sql.SQL(", ").join(self._texts)

@@ -6,11 +6,13 @@ only. Looking takes turns at the gate, so nothing that moves is taken for a diff
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from consumers.faiss.arrays import Ids
+from cdc.position import ZERO
+from consumers.faiss.arrays import Ids, Mask
 from consumers.faiss.content import Content
 from consumers.faiss.index import VectorIndex
 from consumers.faiss.ledger import State
@@ -67,7 +69,7 @@ def _astray(content: Content, start: int) -> list[bytes]:
         return [key for key in keys[wrong].tolist() if key is not None]
 
 
-def _reached(index: VectorIndex | None, ids: Ids) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _reached(index: VectorIndex | None, ids: Ids) -> Mask:
     return np.zeros(len(ids), np.bool_) if index is None else index.reached(ids)
 
 
@@ -92,3 +94,16 @@ def agree(content: Content) -> int:
             content.touched.update(once[~sound].tolist(), lost.tolist())
     content.measure()
     return len(np.union1d(once[~sound], lost))
+
+
+def lower(content: Content, keys: Sequence[bytes], reached: bytes) -> int:
+    """Has the rows of these keys that claim a position above `reached` (wire form) take whatever comes next, and
+    forgets of which text their vectors were made. Returns how many did. For the writer's thread."""
+    with content.gate.writing():
+        ledger = content.ledger
+        ids = ledger.look_up(keys)
+        ids = ids[ids >= 0]
+        ledger.digests[ids] = 0
+        above = ids[ledger.positions[ids] > np.bytes_(reached)]
+        ledger.positions[above] = ZERO.encode()
+        return len(above)

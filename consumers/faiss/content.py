@@ -292,6 +292,8 @@ class Content:
             ids = self.ledger.look_up([key])
             if self.index is None or ids[0] < 0 or self.ledger.states[ids[0]] != State.LIVE:
                 return None
+            if not self.index.reached(ids)[0]:
+                return None  # lost: verify says so
             vector: Vectors = self.index.get(ids)[0]
             return vector
 

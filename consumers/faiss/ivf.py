@@ -78,7 +78,11 @@ class IvfIndex:
 
     def same(self, ids: Ids, vectors: Vectors) -> Mask:
         """See VectorIndex."""
-        equal: Mask = (self.get(ids) == vectors).all(axis=1)
+        try:
+            equal: Mask = (self.get(ids) == vectors).all(axis=1)
+        except RuntimeError:  # FAISS' for an id that is not there: damage, which the next `put` ends
+            equal = self.reached(ids)
+            equal[equal] = (self.get(ids[equal]) == vectors[equal]).all(axis=1)
         return equal
 
     def search(self, queries: Vectors, k: int, nprobe: int) -> tuple[Vectors, Ids]:

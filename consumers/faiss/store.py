@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +21,7 @@ from cdc import log
 from cdc.config import Config
 from cdc.errors import ConfigError, ConnectError, StoreError, StoreLost
 from consumers.embedder import Embedder, embedder_from
-from consumers.faiss.agreement import agree
+from consumers.faiss.agreement import agree, lower
 from consumers.faiss.columns import Source, TextColumn, VectorColumn
 from consumers.faiss.content import Content
 from consumers.faiss.folder import Generation, Home
@@ -218,6 +218,11 @@ class FaissStore(Reading):
         """Has ledger and index agree again; see consumers.faiss.agreement. Returns how many ids it touched."""
         content = self._running().content
         return await self._write(lambda: agree(content))
+
+    async def lower(self, schema: str, table: str, keys: Sequence[bytes], reached: bytes) -> int:
+        """No row of these keys refuses the next record because of a position above `reached`; see `agree`."""
+        content = self._running().content
+        return await self._write(lambda: lower(content, keys, reached)) if (schema, table) == self._table else 0
 
     # Rebuildable
 

@@ -49,9 +49,11 @@ class Checked(BaseModel):
 
 
 class Doubted(BaseModel):
-    """Keys whose vectors are not what they have to be."""
+    """Keys whose vectors are not what they have to be; `reached`: the highest position there can be (wire form)."""
 
     model_config = ConfigDict(extra="forbid")
+
+    reached: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
 
     table: str = Field(pattern=NAME)
     keys: list[str] = Field(max_length=KEYS)
@@ -96,6 +98,9 @@ class Verifiable(Protocol):
 
     async def agree(self) -> int:
         """Mends that; keys that lose their vector by it wait for their next record. Raises StoreError."""
+
+    async def lower(self, schema: str, table: str, keys: Sequence[bytes], reached: bytes) -> int:
+        """Rows of these keys with a higher position take whatever comes next. Raises StoreError."""
 
     async def doubt(self, schema: str, table: str, keys: Sequence[bytes]) -> None:
         """The next record of each of these keys is decoded in full. Raises StoreError."""
@@ -212,7 +217,10 @@ def _verifying(router: APIRouter, store: Verifiable) -> None:
         """Before rows are sent again: text that did not change is embedded again then."""
         schema, table = asked.table.split(".")
         try:
-            await store.doubt(schema, table, [key.encode() for key in asked.keys])
+            keys = [key.encode() for key in asked.keys]
+            await store.doubt(schema, table, keys)
+            if asked.reached is not None:
+                await store.lower(schema, table, keys, asked.reached.encode())
         except StoreError as error:
             raise HTTPException(503, str(error)) from error
 

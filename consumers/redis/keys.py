@@ -84,6 +84,11 @@ class Template:
         return "*".join(re.sub(r"([*?\[\]\\])", r"\\\1", literal) for literal in self.literals)
 
     @property
+    def index_glob(self) -> str:
+        """SCAN's MATCH pattern of the recency indexes."""
+        return re.sub(r"([*?\[\]\\])", r"\\\1", self.index_prefix) + "*"
+
+    @property
     def lua(self) -> str:
         """Lua pattern that only keys of this template match."""
         literals = (re.sub(r"([^A-Za-z0-9_])", r"%\1", literal) for literal in self.literals)

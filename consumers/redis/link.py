@@ -21,10 +21,11 @@ from consumers.redis.failures import translate
 CLOSED = "the handler is closed"  # uvloop's RuntimeError for writing to a transport that broke; asyncio passes it over
 RETRIES = 1  # at once, for a connection that went stale; waiting longer is the runtime's part
 
-_SOURCES = {
-    name: files(__package__).joinpath(f"{name}.lua").read_text()
-    for name in ("apply", "begin", "open", "mark", "rekey", "walk", "foreign", "swap", "digest")
-}
+SCRIPTS = (
+    "apply", "begin", "open", "mark", "rekey", "walk", "foreign", "swap", "digest", "stamp", "recency", "strangers",
+    "lower",
+)  # fmt: skip
+_SOURCES = {name: files(__package__).joinpath(f"{name}.lua").read_text() for name in SCRIPTS}
 _HASHES = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in _SOURCES.items()}  # how EVALSHA names it
 
 

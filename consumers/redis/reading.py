@@ -14,11 +14,13 @@ import msgspec
 
 from cdc.config import Config
 from cdc.errors import CdcError, DecodeError
+from cdc.position import ZERO
 from consumers.redis.keys import keys_for
 from consumers.redis.layout import Layout
 from consumers.redis.link import Link
-from consumers.redis.sentinel import read_sentinel
-from consumers.store import Version
+from consumers.redis.recency import Recency
+from consumers.redis.sentinel import key_of, read_sentinel
+from consumers.store import Offsets, Version
 
 STEP = 250  # keys SCAN looks at in one step: about a millisecond of the server
 NAMES = 1000  # the same of a step that looks at names only
@@ -106,6 +108,42 @@ class Reading:
         found = await self.link.run("digest", names, [_pack(list(fields)), "each" if each else "all"])
         return found if each else [found]
 
+    async def stamps(self, schema: str, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """What live records say of their version: `<position>|<version vector>|<time>`; None where one is missing."""
+        layout = await self._layout(schema, table)
+        if layout is None:
+            return [None] * len(keys)
+        found: list[bytes | None] = []
+        for start in range(0, len(keys), READ):
+            found += await self.link.run("stamp", _names(layout, keys[start : start + READ]), [])
+        return found
+
+    async def lower(self, schema: str, table: str, keys: Sequence[bytes], reached: bytes) -> int:
+        """Has the records and tombstones of these keys that claim a position above `reached` (wire form) take whatever
+        comes next; how many did. Raises ConnectError, StoreError."""
+        layout, number = await self._layout(schema, table), 0
+        args = [reached, ZERO.encode(), f"{self.config.redis.namespace}tomb:"]
+        for start in range(0, len(keys) if layout else 0, READ):
+            assert layout is not None
+            number += await self.link.run("lower", _names(layout, keys[start : start + READ]), args)
+        return number
+
+    async def recency(self, schema: str, table: str) -> Recency | None:
+        """The table's recency indexes; None where it has none."""
+        layout, settings = await self._layout(schema, table), self.config.table(schema, table)
+        if layout is None or not settings.user:
+            return None
+        return Recency(self.link, layout, settings, self.config.redis.recency_limit)
+
+    async def marks(self, schema: str, table: str) -> tuple[Offsets, dict[str, bytes]]:
+        """Offsets of every partition, and the positions (wire form) the store goes by, by what they are."""
+        held = await self.link.command("HGETALL", key_of(self.config.redis.namespace))
+        fields = {name.decode(): value for name, value in (held.items() if isinstance(held, dict) else ())}
+        partitions = {name: name.removeprefix("o:").rpartition(":") for name in fields if name.startswith("o:")}
+        offsets = {(topic, int(number)): int(fields[name]) for name, (topic, _, number) in partitions.items()}
+        wanted = {"floor": f"f:{schema}.{table}", "newest position": f"n:{schema}.{table}", "watermark": "watermark"}
+        return offsets, {what: fields[name] for what, name in wanted.items() if name in fields}
+
     async def _layout(self, schema: str, table: str) -> Layout | None:
         sentinel = await read_sentinel(self.link, self.config.redis.namespace)
         return sentinel.tables.get(f"{schema}.{table}") if sentinel else None
@@ -115,6 +153,17 @@ class Reading:
         commands = [words for name in names for words in (("HMGET", name, "_pos", "_ver"), ("GET", tomb + name))]
         replies = await self.link.pipeline(commands)
         return [_version(*pair) for pair in zip(replies[::2], replies[1::2], strict=True)]
+
+
+def _names(layout: Layout, keys: Sequence[bytes]) -> list[bytes]:
+    """Redis keys; one that is none of the table's stands for itself, and nothing is found there."""
+    names = []
+    for key in keys:
+        try:
+            names.append(layout.redis_key(key)[0])
+        except DecodeError:
+            names.append(key)
+    return names
 
 
 def _is_named(layout: Layout, name: bytes) -> bool:

@@ -176,7 +176,7 @@ class RowEncoder:
         if shape.recency is None or (text := values[shape.recency]) is None:
             return None
         try:
-            return _microseconds(str(text))
+            return microseconds(str(text))
         except ValueError as error:
             raise RecordError(
                 "recency",
@@ -185,8 +185,8 @@ class RowEncoder:
             ) from error
 
 
-def _microseconds(text: str) -> Value:
-    """A timestamp's wire form, or a number of microseconds; raises ValueError. Without a zone it is UTC."""
+def microseconds(text: str) -> Value:
+    """A score: of a timestamp's wire form, or of a number of microseconds; raises ValueError. No zone is UTC."""
     if text[4:5] != "-" or text.endswith("BC"):
         return _unusual(text)
     moment = datetime.fromisoformat(text)
