@@ -39,28 +39,19 @@ async def repair_keys(config: Config, table: str, keys: Sequence[bytes], say: Sa
 
 
 async def mend(config: Config, outcomes: Sequence[Outcome], say: Say) -> int:
-    """All that outcomes of a verify call missing, extra, stale or different; how many rows and deletes were sent.
-    Raises CdcError."""
+    """All that outcomes of a verify call missing, extra, stale or different; before that, what no record can mend is
+    put in order in the store itself. Returns how many rows and deletes were sent. Raises CdcError."""
+    from cdc.commands.mending import prepare
+
     sent = 0
     wrong = [outcome for outcome in outcomes if not outcome.equal]
     for outcome in wrong:
-        await _doubt(config, outcome)
+        await prepare(config, outcome)
     for table in sorted({outcome.table for outcome in wrong}):
         found = [outcome.found for outcome in wrong if outcome.table == table]
         keys = [key for one in found for key in (*one.missing, *one.extra, *one.stale, *one.different)]
         sent += await repair_keys(config, table, keys, say, rows=max(one.rows for one in found))
     return sent
-
-
-async def _doubt(config: Config, outcome: Outcome) -> None:
-    """The index writes a vector only when the row's differs from what it noted; it is told not to trust that."""
-    from cdc.commands.index_client import RemoteIndex
-
-    doubted = outcome.found.stale + outcome.found.different
-    if outcome.store == "faiss" and doubted:
-        schema, name = outcome.table.split(".", 1)
-        async with RemoteIndex(config) as index:
-            await index.doubt(schema, name, doubted)
 
 
 def _askable(config: Config, table: str, keys: Sequence[bytes], rows: int | None) -> list[list[str]] | None:

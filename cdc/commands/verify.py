@@ -50,6 +50,8 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Prints JSON, with every key.")] = False,
 ) -> None:
     """Compares the stores with PostgreSQL key by key; exit code 1 when they differ."""
+    from cdc.commands.repair import mend
+
     config = configuration(context)
     say, stores = progress(as_json), [store] if store else STORES
     before = _compared(config, stores, table, sample, say, 0)
@@ -156,18 +158,6 @@ async def _compare(
         took = time.monotonic() - began
         raise _Failed(Outcome(store, table, Differences(), expires, took, error=error.message), error) from error
     return Outcome(store, table, found, expires, time.monotonic() - began, share, found.position)
-
-
-async def mend(config: Config, outcomes: Sequence[Outcome], say: Say) -> int:
-    """Has the reader send what differs again, so that every store gets it the ordinary way; before that, what no record
-    can mend is put in order in the store itself. Returns how many rows and deletes were sent. Raises CdcError."""
-    from cdc.commands import repair
-    from cdc.commands.mending import prepare
-
-    for outcome in outcomes:
-        if not outcome.equal:
-            await prepare(config, outcome)
-    return await repair.mend(config, outcomes, say)
 
 
 def pairs(config: Config, stores: Sequence[str] = STORES, wanted: str | None = None) -> list[tuple[str, str]]:

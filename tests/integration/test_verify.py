@@ -15,8 +15,9 @@ import psycopg
 import pytest
 
 from cdc.commands.outcome import Outcome, document, kinds_of
+from cdc.commands.repair import mend
 from cdc.commands.searching import parts
-from cdc.commands.verify import STORES, compare_all, mend
+from cdc.commands.verify import STORES, compare_all
 from cdc.config import Config
 from cdc.embedded import Endpoints
 from cdc.embedded.folder import free_port
