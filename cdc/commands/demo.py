@@ -80,6 +80,7 @@ def _connect(screen: Screen, rig: Rig) -> None:
         f"psql '{found['postgres_dsn']}'",
         f"redis-cli -u {found['redis_url']}",
         f"curl -s {found['gateway']}/search -H 'content-type: application/json' -d '{{\"text\": \"a JSON decoder\"}}'",
+        f"{found['gateway']} in a browser",
         f"cdc --config {found['config']} status",
         f"cdc down --data {rig.path} && rm -r {rig.path}",
     ):

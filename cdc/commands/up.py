@@ -115,12 +115,13 @@ def _show(endpoints: Endpoints, path: Path, config: Config, as_json: bool, serve
     lines = {
         "write": f"psql '{endpoints.postgres_dsn}'",
         "look up": f"redis-cli -u {endpoints.redis_url} hgetall memory:<id>",
+        "look": f"{gateway} in a browser",
         "search": f"curl -s {gateway}/search -H 'content-type: application/json' -d '{{\"text\": \"…\"}}'",
         "watch": f"cdc status{option}, cdc top{option}",
         "stop": f"Ctrl-C, or cdc down{folder}",
     }
     if servers_only:
-        del lines["search"]
+        del lines["search"], lines["look"]
     for what, how in lines.items():  # no table of rich's: these lines are copied, and must not be wrapped
         typer.echo(f"  {what:8} {how}")
 
