@@ -7,8 +7,8 @@ from importlib import import_module
 import typer
 
 COMMANDS = (
-    "up", "down", "init", "doctor", "status", "top", "reader", "consume", "gateway", "versions", "verify", "rebuild",
-    "snapshot", "backfill", "resync", "pause", "resume", "cache", "dlq", "demo",
+    "up", "down", "init", "doctor", "status", "top", "reader", "consume", "gateway", "search", "versions", "verify",
+    "rebuild", "snapshot", "backfill", "resync", "pause", "resume", "cache", "dlq", "demo",
 )  # fmt: skip
 MODULES = {"down": "up", "resume": "pause"}  # where a command shares a module
 

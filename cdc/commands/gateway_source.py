@@ -7,29 +7,35 @@ server is not crowded.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
 
+from cdc.commands.column_kinds import column_kinds
 from cdc.commands.contents import RedisContent
 from cdc.commands.gateway_keys import no_users, values_of
 from cdc.commands.verify import selected
 from cdc.commands.versions import versions_of
 from cdc.config import Config
 from cdc.envelope import decode_key
+from cdc.errors import ConnectError
 from cdc.source.catalog import Catalog, SelectedTable
 from cdc.source.connection import connect, connect_error, raw
 from cdc.source.events import MESSAGE_PREFIX, Table
 from cdc.source.heartbeat import HEARTBEAT
 from cdc.source.table_rows import TableRows
 from cdc.version import decode_vector
+from consumers.conditions import Kind
 from consumers.gateway.parts import Counts, Memory, SourceLook
 from consumers.redis import RedisStore
 
 NAME = "memory-cdc gateway"
+KINDS_SECONDS = 10.0
 CONNECTIONS = 4  # at once, of the server's usual 100
 _MOMENT = "SELECT extract(epoch FROM clock_timestamp())::float8, (pg_current_wal_insert_lsn() - '0/0')::int8"
 _NUDGE = "SELECT (pg_logical_emit_message(true, $1, $2) - '0/0')::int8"
@@ -45,6 +51,7 @@ class PostgresSource:
         self._config = config
         self._memory = memory
         self._pool = ThreadPoolExecutor(CONNECTIONS, "source")
+        self._kinds: dict[str, tuple[float, Mapping[str, Kind]]] = {}
 
     async def look(self) -> SourceLook:
         """Counts every selected table in one snapshot."""
@@ -58,6 +65,15 @@ class PostgresSource:
         """A logical message needs no right on any table."""
         values = (MESSAGE_PREFIX, HEARTBEAT.decode())
         return int(await self._ask(lambda: self._statement(_NUDGE, values)))
+
+    async def kinds(self, table: str) -> Mapping[str, Kind]:
+        """As of the last `KINDS_SECONDS`: a type changes rarely. While PostgreSQL is away, as last known."""
+        due, found = self._kinds.get(table, (0.0, {}))
+        if time.monotonic() >= due:
+            with suppress(ConnectError):  # /ready tells it
+                found = await self._ask(lambda: column_kinds(self._config, table))
+            self._kinds[table] = time.monotonic() + KINDS_SECONDS, found
+        return found
 
     async def memory(self, table: str, identity: str) -> Memory | None:
         """As PostgreSQL has it now."""

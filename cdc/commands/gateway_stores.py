@@ -12,7 +12,8 @@ from cdc.config import Config
 from cdc.envelope import decode_key
 from cdc.errors import CdcError, StoreError
 from cdc.version import decode_vector
-from consumers.gateway.models import IndexHits, Query
+from consumers.gateway.asked import IndexQuery
+from consumers.gateway.models import IndexHits
 from consumers.gateway.parts import Counts, Memory, Row, StoreLook
 from consumers.redis import RedisStore, keys_for
 from consumers.redis.keys import encode_odd
@@ -165,6 +166,6 @@ class IndexView:
         memory, disk = figures.memory_bytes, figures.disk_bytes
         return StoreLook(dict.fromkeys(tables, counts), offsets, memory, disk, notes)
 
-    async def search(self, query: Query) -> IndexHits:
+    async def search(self, query: IndexQuery) -> IndexHits:
         """Handed on."""
         return await self._index.search(query)

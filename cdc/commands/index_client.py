@@ -15,13 +15,15 @@ from cdc.commands.addresses import index_address
 from cdc.config import Config
 from cdc.envelope import decode_floats
 from cdc.errors import CdcError, ConfigError, ConnectError, PreconditionError, StoreError
-from consumers.gateway.models import IndexHits, IndexStats, Query
+from consumers.gateway.asked import IndexQuery
+from consumers.gateway.models import IndexHits, IndexStats
 from consumers.gateway.records import Disagreed
 from consumers.store import Version
 
 ANSWER_SECONDS = 30.0  # a thousand vectors take milliseconds; a busy writer may hold them back
 LOOK_SECONDS = 0.1  # between two looks how far the index is
 KEYS = 1000  # a request, as the service allows
+JSON = {"content-type": "application/json"}
 WRONG: dict[int, type[CdcError]] = {412: PreconditionError, 422: ConfigError}  # how a search says no to its question
 
 _RECORDS = msgspec.json.Decoder(list[tuple[str, str]])
@@ -52,10 +54,12 @@ class RemoteIndex:
             raise StoreError(f"the index cannot be read: {stats.reason}", hint="look into the consumer's log")
         return stats
 
-    async def search(self, query: Query) -> IndexHits:
+    async def search(self, query: IndexQuery) -> IndexHits:
         """Raises ConfigError for a question it cannot answer, PreconditionError when `min_position` does not come."""
         try:
-            response = await self._client.post("/search", json=query.model_dump(exclude_none=True))
+            body = query.model_dump_json(by_alias=True, exclude_unset=True)
+            seconds = ANSWER_SECONDS + query.wait_seconds  # it may wait that long before it looks
+            response = await self._client.post("/search", content=body, headers=JSON, timeout=seconds)
         except httpx.HTTPError as error:
             raise self._away(error) from error
         if response.status_code in WRONG:

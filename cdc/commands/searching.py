@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from cdc.config import Config
+from consumers.conditions import Where
 from consumers.faiss import FaissStore
 from consumers.gateway.index import Found, Parts
 from consumers.gateway.models import Figures
@@ -21,9 +22,9 @@ class ServedIndex:
         self._settings = config.faiss
         self._store = store
 
-    async def search(self, query: str | Sequence[float], k: int) -> Sequence[Found]:
-        """The best `k`. Raises StoreError."""
-        found = await self._store.find(query, k)
+    async def search(self, query: str | Sequence[float], k: int, where: Where | None) -> Sequence[Found]:
+        """The best `k` for which `where` holds. Raises StoreError."""
+        found = await self._store.find(query, k, where)
         return [Found(hit.key, hit.score, Version(hit.position, hit.vector)) for hit in found]
 
     async def count(self, schema: str, table: str) -> int:

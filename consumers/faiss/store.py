@@ -278,7 +278,8 @@ class FaissStore(Reading):
     def _source(self) -> Source:
         settings, name = self._config.table(*self._table), self._settings.table
         if settings.vector:
-            return VectorColumn(settings.vector, self._settings.metric, self._settings.dimension)
+            filters = self._config.filters()
+            return VectorColumn(settings.vector, self._settings.metric, self._settings.dimension, filters)
         if not settings.text or self._embedder is None:
             raise ConfigError(
                 f"tables.{name!r} names neither a vector nor a text column, so there is nothing to index",
@@ -290,11 +291,12 @@ class FaissStore(Reading):
                 f"faiss.dimension = {wanted}, but the embedder gives {self._embedder.dimension}",
                 hint="leave faiss.dimension out, or set embedder.dimension to the same",
             )
-        return TextColumn(settings.text, self._settings.metric, self._embedder)
+        return TextColumn(settings.text, self._settings.metric, self._embedder, self._config.filters())
 
     def _kindred(self, source: Source) -> Kindred:
         settings = self._settings
-        return Kindred(settings.table, source.label, source.pin, settings.metric, source.dimension)
+        metric, filters = settings.metric, source.reader.filters
+        return Kindred(settings.table, source.label, source.pin, metric, source.dimension, filters)
 
 
 def table_of(config: Config) -> tuple[str, str]:

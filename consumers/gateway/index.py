@@ -19,8 +19,10 @@ from cdc.envelope import decode_key
 from cdc.errors import ConnectError, StoreError
 from cdc.position import decode_position
 from cdc.version import decode_vector
+from consumers.conditions import Where
 from consumers.freshness import Freshness
-from consumers.gateway.models import Figures, Health, IndexHit, IndexHits, IndexStats, Query
+from consumers.gateway.asked import IndexQuery
+from consumers.gateway.models import Figures, Health, IndexHit, IndexHits, IndexStats
 from consumers.gateway.records import VectorOf, Verifiable, records
 from consumers.gateway.refusals import malformed
 from consumers.store import Inspectable, Partition, Version
@@ -37,8 +39,9 @@ class Found(NamedTuple):
 class Searchable(Protocol):
     """The index's side."""
 
-    async def search(self, query: str | Sequence[float], k: int) -> Sequence[Found]:
-        """The best `k`, best first. Raises StoreError for a query it cannot use, and when it has no index."""
+    async def search(self, query: str | Sequence[float], k: int, where: Where | None) -> Sequence[Found]:
+        """The best `k` for which `where` holds, best first. Raises StoreError for what it cannot use, and when it has
+        no index."""
 
 
 class Counted(Inspectable, Protocol):
@@ -70,7 +73,7 @@ def create_app(parts: Parts) -> FastAPI:
     app.include_router(records(parts.store, parts.freshness, parts.vector_of, parts.verified))
 
     @app.post("/search")
-    async def search(query: Query) -> IndexHits:
+    async def search(query: IndexQuery) -> IndexHits:
         """The nearest records to a text or a vector."""
         await _wait(parts, query)
         found = await _search(parts, query)
@@ -95,7 +98,7 @@ def create_app(parts: Parts) -> FastAPI:
     return app
 
 
-async def _wait(parts: Parts, query: Query) -> None:
+async def _wait(parts: Parts, query: IndexQuery) -> None:
     if query.min_position is None:
         return
     try:
@@ -105,10 +108,10 @@ async def _wait(parts: Parts, query: Query) -> None:
         raise HTTPException(412, late) from error
 
 
-async def _search(parts: Parts, query: Query) -> Sequence[Found]:
+async def _search(parts: Parts, query: IndexQuery) -> Sequence[Found]:
     asked: str | Sequence[float] = query.text if query.text is not None else query.vector or ()
     try:
-        return await parts.index.search(asked, query.k)
+        return await parts.index.search(asked, query.k, query.where())
     except (StoreError, ConnectError) as error:
         own = await _stats(parts)  # an index that can be asked for its figures is not down: it is the query
         if own.up:

@@ -1,33 +1,10 @@
-"""What a search takes and gives, and what the index's service tells the gateway, as JSON."""
+"""What a search gives, and what the index's service tells the gateway, as JSON."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
-
-TEXT_CHARACTERS = 100_000  # a long document; more is no question
-DIMENSIONS = 65_536  # above any embedding, below what a request may cost
-RESULTS = 1000
-WAIT_SECONDS = 30.0  # a client that waits longer should ask again
-
-
-class Query(BaseModel):
-    """Either `text` or `vector`. `min_position` (32 hex digits): answer only once that is applied."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    text: Annotated[str, Field(min_length=1, max_length=TEXT_CHARACTERS)] | None = None
-    vector: Annotated[list[FiniteFloat], Field(min_length=1, max_length=DIMENSIONS)] | None = None
-    k: int = Field(10, ge=1, le=RESULTS)
-    min_position: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
-    wait_seconds: float = Field(5.0, gt=0, le=WAIT_SECONDS)
-
-    @model_validator(mode="after")
-    def _one_question(self) -> Query:
-        if (self.text is None) == (self.vector is None):
-            raise ValueError("give either text or vector")
-        return self
+from pydantic import BaseModel
 
 
 class IndexHit(BaseModel):

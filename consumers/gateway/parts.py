@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import BaseModel
 
 from cdc.wishes import Wishes
-from consumers.gateway.models import IndexHits, Query
+from consumers.conditions import Kind
+from consumers.gateway.asked import IndexQuery
+from consumers.gateway.models import IndexHits
 from consumers.gateway.timeline import Timeline
 from consumers.store import Offsets
 
@@ -71,6 +73,10 @@ class Source(Protocol):
         """Writes a heartbeat, so that whoever waits for a position need not wait for the next one; its LSN, which is
         below that of its commit."""
 
+    async def kinds(self, table: str) -> Mapping[str, Kind]:
+        """How values of each column are compared, as they travel: a masked column is text. As last known while it does
+        not answer, {} until it has."""
+
     async def memory(self, table: str, identity: str) -> Memory | None:
         """The record as it is there now."""
 
@@ -118,7 +124,7 @@ class WorkingMemory(StoreView, Protocol):
 class Index(Protocol):
     """The index's service."""
 
-    async def search(self, query: Query) -> IndexHits:
+    async def search(self, query: IndexQuery) -> IndexHits:
         """Raises ConfigError for a question it cannot answer, PreconditionError when `min_position` does not come."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException
@@ -10,7 +10,9 @@ from pydantic import Field, model_validator
 
 from cdc.errors import CdcError, ConnectError, PreconditionError
 from cdc.position import LSN_PATTERN, MAX_ORDINAL, Position, decode_position, parse_lsn
-from consumers.gateway.models import IndexHit, IndexHits, Query
+from consumers.conditions import Kind
+from consumers.gateway.asked import IndexQuery, Query
+from consumers.gateway.models import IndexHit, IndexHits
 from consumers.gateway.parts import Parts, Row
 from consumers.gateway.refusals import Refusal
 
@@ -46,8 +48,10 @@ def searching(parts: Parts) -> APIRouter:
 
     @router.post("/search", responses={412: {"model": Refusal}})
     async def search(question: Question) -> Hits:
-        """The nearest records to a text or a vector. 412 when the index does not see `min_lsn` in `wait_seconds`."""
-        query = Query.model_validate(question.model_dump(exclude={"min_lsn"}) | await _moment(parts, question))
+        """The nearest records to a text or a vector among those that `filter` lets through. 412 when the index does not
+        see `min_lsn` or `min_position` in `wait_seconds`."""
+        asked = question.model_dump(exclude={"min_lsn"}, by_alias=True) | await _moment(parts, question)
+        query = IndexQuery.model_validate(asked | {"kinds": await _kinds(parts, question)})
         try:
             found = await parts.index.search(query)
         except PreconditionError as error:
@@ -60,6 +64,12 @@ def searching(parts: Parts) -> APIRouter:
         return Hits(hits=hits, rows_error=rows_error, position=found.position, age_seconds=found.age_seconds)
 
     return router
+
+
+async def _kinds(parts: Parts, question: Question) -> Mapping[str, Kind]:
+    """How PostgreSQL compares the columns. Where it could not be asked yet the index goes by what the values are."""
+    kinds = await parts.source.kinds(parts.table) if question.filter else {}
+    return {name: kinds[name] for name in question.filter if name in kinds}
 
 
 async def _moment(parts: Parts, question: Question) -> dict[str, str]:

@@ -12,6 +12,7 @@ import pytest
 from cdc.config import parse
 from cdc.errors import ConfigError, StoreError
 from cdc.position import Position
+from consumers.conditions import Where
 from consumers.freshness import Freshness, Heartbeat
 from consumers.gateway.index import Found, Parts, create_app
 from consumers.gateway.models import Figures
@@ -26,7 +27,7 @@ KEY = b'{"id":1}'
 class Index:
     """Answers every question with the same record."""
 
-    async def search(self, query: str | Sequence[float], k: int) -> Sequence[Found]:
+    async def search(self, query: str | Sequence[float], k: int, where: Where | None) -> Sequence[Found]:
         if not isinstance(query, str) and len(query) != 2:
             raise StoreError(f"the query has {len(query)} dimensions, the index 2", hint="send 2")
         return [Found(KEY, 0.5, Version(AT.encode(), b'{"m":16}'))][:k]
@@ -93,6 +94,15 @@ async def test_search(client: httpx.AsyncClient) -> None:
         {"vector": []},
         {"text": "a", "typo": 1},
         {"text": "a", "min_position": "zz"},
+        {"text": "a", "filter": {"": 1}},
+        {"text": "a", "filter": {"x": {}}},
+        {"text": "a", "filter": {"x": {"gte": None}}},
+        {"text": "a", "filter": {"x": {"in": []}}},
+        {"text": "a", "filter": {"x": {"in": [None]}}},
+        {"text": "a", "filter": {"x": {"like": "a"}}},
+        {"text": "a", "filter": {"x": ["a"]}},
+        {"text": "a", "filter": {"x": "y" * 1001}},
+        {"text": "a", "filter": {f"column {n}": 1 for n in range(17)}},
         {"vector": [1.0, 2.0, 3.0]},
     ],
 )
