@@ -31,6 +31,7 @@ def gateway(context: typer.Context) -> None:
 
 async def _serve(config: Config) -> None:
     from cdc import listening
+    from cdc.commands.gateway_board import ProcessBoard
     from cdc.commands.gateway_jobs import Desk
     from cdc.commands.gateway_letters import ROUND_SECONDS as LETTER_SECONDS
     from cdc.commands.gateway_letters import Mirror
@@ -49,7 +50,10 @@ async def _serve(config: Config) -> None:
     from consumers.gateway.app import create_app
     from consumers.gateway.events import events
     from consumers.gateway.feed import Feed
+    from consumers.gateway.history import SAMPLE_SECONDS, History
     from consumers.gateway.keys import AdminKey, Rate
+    from consumers.gateway.overview import Scene, overview
+    from consumers.gateway.page import page
     from consumers.gateway.parts import Parts
     from consumers.gateway.schedules import schedules
     from consumers.gateway.server import GatewayServer
@@ -81,6 +85,10 @@ async def _serve(config: Config) -> None:
         app.include_router(schedules(timetable))
         feed = Feed(config, timeline)
         app.include_router(events(config, feed))
+        board, text = ProcessBoard(config), config.table(*parts.table.split(".", 1)).text
+        history = History(parts, statistics, board)
+        app.include_router(overview(Scene(parts, statistics, history, desk, board, text)))
+        app.include_router(page())
         try:
             async with GatewayServer(app, config.gateway.host, config.gateway.port) as server, feed:
                 listening.announce("clients are answered", config.gateway.host, server.port)
@@ -95,6 +103,7 @@ async def _serve(config: Config) -> None:
                         rounds("taking signals", desk.take_signals, SIGNAL_SECONDS),
                         rounds("keeping schedules", timetable.round, SCHEDULE_SECONDS),
                         rounds("counting", statistics.get, settings.count_seconds),
+                        rounds("looking how fresh the stores are", history.look, SAMPLE_SECONDS),
                     )
         finally:
             timetable.close()

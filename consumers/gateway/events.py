@@ -24,7 +24,7 @@ from cdc import log
 from cdc.config import Config
 from cdc.errors import CdcError, ConfigError
 from consumers.gateway.changes import Change, Wanted, frame, shown
-from consumers.gateway.feed import CutError, Feed
+from consumers.gateway.feed import REACH_SECONDS, CutError, Feed
 from consumers.gateway.records import NAME
 from consumers.gateway.refusals import Refusal
 from consumers.gateway.ring import Ring
@@ -101,7 +101,7 @@ def events(config: Config, feed: Feed) -> APIRouter:
             ring = await feed.ring()
             position = last_event_id or start
             after = ring.top if position is None else position.encode()
-            starts = await feed.begin(ring, after)
+            starts = await feed.begin(ring, after, REACH_SECONDS if seconds is None else seconds)
         except CutError as error:
             feed.release()
             raise HTTPException(410, str(error)) from error

@@ -112,12 +112,12 @@ class Feed:
             raise ConnectError(f"{where} does not tell how far the topics are", hint="is it up, and did a reader run?")
         return found.result()
 
-    async def begin(self, ring: Ring, after: bytes) -> Mapping[Partition, int] | None:
+    async def begin(self, ring: Ring, after: bytes, seconds: float = REACH_SECONDS) -> Mapping[Partition, int] | None:
         """Where to read from for everything above a position; None when the ring has it all. Raises PreconditionError
         for one that is not there yet, CutError when something above it is there no more, ConnectError."""
         if after > ring.top:
             try:
-                async with asyncio.timeout(REACH_SECONDS):
+                async with asyncio.timeout(min(seconds, REACH_SECONDS)):
                     await ring.reached(after)
             except TimeoutError as error:
                 raise PreconditionError(

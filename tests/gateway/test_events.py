@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from cdc.config import Config, parse
-from cdc.embedded import Endpoints
+from cdc.embedded import Endpoints, Servers
 from cdc.position import Position, decode_position
 from consumers.gateway import ring
 from tests.chance import seeded
@@ -240,6 +240,24 @@ async def test_a_position_that_the_topics_no_longer_keep(config: Config) -> None
         async with listening(client, start=positions[-1].decode()) as live:
             await topics.rows(TABLE, [77])
             assert ids(await live.some(1)) == [77]
+
+
+async def test_kafka_goes_and_comes_back(servers: Endpoints, tmp_path: Path) -> None:
+    """The stream stays, and goes on where it was."""
+    own = Servers(tmp_path / "kafka", only=("kafka",), report=print)
+    try:
+        data = settings(servers, servers.postgres_dsn, tmp_path)
+        data["kafka"]["bootstrap"] = own.start().kafka_bootstrap
+        async with events_of(parse(data)) as (topics, client), listening(client) as live:
+            await topics.rows(TABLE, [1])
+            assert ids(await live.some(1)) == [1]
+            await asyncio.to_thread(own["kafka"].stop)
+            assert (await client.get("/events", params={"seconds": 1})).status_code in (200, 503)
+            await asyncio.to_thread(own["kafka"].start)
+            await topics.rows(TABLE, [2, 3])
+            assert ids(await live.some(2)) == [2, 3]
+    finally:
+        own.erase()
 
 
 async def test_streams_end_when_the_gateway_stops(config: Config) -> None:

@@ -1,0 +1,107 @@
+"""`python -m tests.gateway.screenshot`: takes docs/status-page.png and docs/status-page-phone.png of a running pipeline.
+
+Servers of its own, the texts of Python's standard library as memories, written, changed and deleted for some minutes; a
+verify. Two looks more, in the dark and with Redis stopped, go to the folder that --more names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+from selenium.webdriver.common.by import By
+
+from cdc.demo.texts import Text, standard_library
+from cdc.embedded import Servers
+from cdc.migrations import migrate
+from tests.command_line import CommandLine, free_ports
+from tests.gateway.browser import DESKTOP, MISSING, PHONE, browser, picture, resize
+from tests.gateway_rig import PIPELINE, TABLES, running
+from tests.pipeline import settings
+from tests.waiting import until, wait_until
+
+DOCS = Path(__file__).parents[2] / "docs"
+KEY = "only for these pictures"
+ASKED = "decode a JSON document"
+INSERT = "INSERT INTO memories (user_id, content) VALUES (%s, %s)"
+UPDATE = "UPDATE memories SET content = content || '.' WHERE id IN (SELECT id FROM memories ORDER BY random() LIMIT 5)"
+
+
+def main() -> None:
+    """Everything, from the servers on."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=3.0, help="of writing before the pictures")
+    parser.add_argument("--more", type=Path, help="a folder for the looks that are not kept")
+    asked = parser.parse_args()
+    if MISSING:
+        raise SystemExit(MISSING)
+    with tempfile.TemporaryDirectory() as name:
+        servers = Servers(Path(name) / "servers", report=print)
+        try:
+            endpoints = servers.start()
+            migrate(endpoints.postgres_dsn)
+            data = settings(endpoints, endpoints.postgres_dsn, Path(name), tables=TABLES, faiss={"metric": "cosine"},
+                            **free_ports())  # fmt: skip
+            data["gateway"]["admin_key"] = KEY
+            data["postgres"]["heartbeat_seconds"] = 1.0
+            asyncio.run(shown(servers, CommandLine(Path(name), data), data, asked))
+        finally:
+            servers.erase()
+
+
+async def shown(servers: Servers, command: CommandLine, data: dict[str, Any], asked: argparse.Namespace) -> None:
+    """Writes, verifies, and takes the pictures."""
+    async with running(command, data, *PIPELINE) as client:
+        done = time.monotonic() + 60 * asked.minutes
+        writing = asyncio.create_task(asyncio.to_thread(write, data["postgres"]["dsn"], standard_library(), done))
+        headers = {"Authorization": f"Bearer {KEY}"}
+        await asyncio.sleep(30 * asked.minutes)  # some rows are there, and some come after it
+        job = (await client.post("/admin/verify", json={}, headers=headers)).json()["id"]
+        await until(lambda: ended(client, job, headers), "verified", 300)
+        look(str(client.base_url), DOCS)
+        if asked.more is not None:
+            look(str(client.base_url), asked.more, dark=True)
+            servers["redis"].stop()
+            look(str(client.base_url), asked.more, well=False, prefix="down-")
+            servers["redis"].start()
+        await writing
+
+
+async def ended(client: httpx.AsyncClient, job: str, headers: dict[str, str]) -> bool:
+    return (await client.get(f"/jobs/{job}", headers=headers)).json()["ended_at"] is not None
+
+
+def write(dsn: str, texts: list[Text], done: float) -> None:
+    """A steady stream until then (monotonic seconds): a dozen a second come, five are touched, one goes."""
+    with psycopg.connect(dsn, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.executemany(INSERT, [(text.kind, text.content) for text in texts[:4000]])
+        for text in texts[4000:]:
+            if time.monotonic() > done:
+                return
+            cursor.execute(INSERT, [text.kind, text.content])
+            cursor.execute(UPDATE)
+            cursor.execute("DELETE FROM memories WHERE id = (SELECT id FROM memories LIMIT 1) AND random() < 0.1")
+            time.sleep(0.08)
+
+
+def look(address: str, folder: Path, *, dark: bool = False, well: bool = True, prefix: str = "") -> None:
+    """Both widths, once the page has its rates and its hits."""
+    with browser(dark=dark) as chrome:
+        for name, size, scale in (("status-page", DESKTOP, 1.0), ("status-page-phone", PHONE, 1.0)):
+            resize(chrome, size, scale)
+            chrome.get(address)
+            chrome.find_element(By.ID, "query").send_keys(ASKED)
+            wait_until(lambda: not well or chrome.find_element(By.ID, "state").text == "in step", "in step")
+            wait_until(lambda: bool(chrome.find_elements(By.CSS_SELECTOR, "#hits li")), "hits")
+            wait_until(lambda: bool(chrome.find_elements(By.CSS_SELECTOR, "[data-place]")), "the path")
+            (folder / f"{prefix}{name}{'-dark' if dark else ''}.png").write_bytes(picture(chrome))
+
+
+if __name__ == "__main__":
+    main()
