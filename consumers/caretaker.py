@@ -40,8 +40,9 @@ class Caretaker:
         self._next = 0.0  # loop time
         self._beside: dict[str, asyncio.Future[None]] = {}
 
-    async def look(self, *, whole: bool) -> None:
-        """When it is time. `whole`: the store holds all that it once held. Raises StoreLost and what nobody expects."""
+    async def look(self, *, whole: bool, counted: bool) -> None:
+        """When it is time. `whole`: the store holds all that it once held; `counted`: its rows are no passing state of
+        a store that is being filled. Raises StoreLost and what nobody expects."""
         clock = asyncio.get_running_loop().time()
         if clock < self._next:
             return
@@ -51,6 +52,7 @@ class Caretaker:
         self._gauges.lag(self._partitions.lag())
         tables = sorted({self._topics.split(topic) for topic, _partition in self._partitions.reached})
         self._start("topics", self._ask)
+        self._gauges.show(counted)
         self._start("rows", lambda: self._count(tables))
 
     def running(self) -> Sequence[asyncio.Future[None]]:

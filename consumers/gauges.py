@@ -19,6 +19,8 @@ class Gauges:
         self._store = store
         self._counts = counts
         self._next_count = 0.0
+        self._shows = True
+        self._tables: set[str] = set()  # those whose rows are shown
 
     def up(self, answers: bool) -> None:
         """Whether the store answered last."""
@@ -28,14 +30,25 @@ class Gauges:
         """Records in the topics not yet applied."""
         metrics.STORE_OFFSET_LAG.labels(self._store).set(records)
 
+    def show(self, rows: bool) -> None:
+        """Whether rows are shown: those of a store that is being filled are no truth, and least of all 0."""
+        self._shows = rows
+        if not rows:
+            self._next_count = 0.0
+            while self._tables:
+                metrics.STORE_ROWS.remove(self._store, self._tables.pop())
+
     async def count(self, tables: Sequence[tuple[str, str]]) -> None:
         """Rows of each `(schema, table)`, the rarer the longer it takes. Raises what the store raises."""
         started = time.monotonic()
-        if self._counts is None or started < self._next_count:
+        if self._counts is None or not self._shows or started < self._next_count:
             return
         for schema, table in tables:
             rows = await self._counts.count(schema, table)
+            if not self._shows:
+                return  # it was lost meanwhile
             metrics.STORE_ROWS.labels(self._store, f"{schema}.{table}").set(rows)
+            self._tables.add(f"{schema}.{table}")
         ended = time.monotonic()
         self._next_count = ended + (ended - started) / COUNT_SHARE
 

@@ -31,6 +31,7 @@ from cdc.wishes import Wishes
 from consumers.batches import Foreign, Marker, Work, work
 from consumers.caretaker import Caretaker
 from consumers.dead_letters import DeadLetters
+from consumers.filling import Filling
 from consumers.freshness import Freshness
 from consumers.gauges import Gauges
 from consumers.insistence import Insistence, Interrupted
@@ -78,6 +79,7 @@ class Runtime:
         self._committed: Offsets = {}
         self._noted: dict[Partition, int] = {}  # offsets the store was given when there was nothing to apply
         self._owed: dict[Partition, int] = {}  # where we stood when the store lost its data: until then it is not up
+        self._filling = Filling(store.name)
         self._void: set[Partition] = set()  # their logs have lost the offsets where we stood
         self._next_commit = 0.0  # loop time
         self._again: Iterator[float] | None = None  # delays, while refills follow each other
@@ -191,7 +193,8 @@ class Runtime:
                     await self._process(polled)
                     if not still:
                         await self._redrive.answer(self._apply_once, self._store, self._insist)
-        await self._caretaker.look(whole=not self._owed)
+        counted = not (self._owed or self._filling.under_way(self.partitions.reached))
+        await self._caretaker.look(whole=not self._owed, counted=counted)
 
     async def _process(self, polled: Polls) -> None:
         """Steps 2 to 5 of one poll."""
@@ -223,6 +226,7 @@ class Runtime:
                 del start[partition]
             self._opened = start
             await self._insist("finding offsets", lambda: self.partitions.place(start))
+            self._filling.begin(start, await self._insist("finding the logs' ends", self.partitions.ends))
 
     async def _begin(self, standing: set[Partition]) -> set[Partition]:
         """Has the store note whose log it reads; what stood in a log that is no more begins anew, and is returned."""

@@ -23,6 +23,7 @@ from cdc.commands.verify import selected
 from cdc.commands.versions import versions_of
 from cdc.config import Config
 from cdc.envelope import decode_key
+from cdc.errors import AbsentError
 from cdc.errors import ConnectError
 from cdc.source.catalog import Catalog, SelectedTable
 from cdc.source.connection import connect, connect_error, raw
@@ -60,6 +61,10 @@ class PostgresSource:
     async def ping(self) -> None:
         """Connects, and asks the clock."""
         await self._ask(lambda: self._statement(_MOMENT))
+
+    async def ready(self) -> None:
+        """Looks into the catalog."""
+        await self._ask(self._ready)
 
     async def nudge(self) -> int:
         """A logical message needs no right on any table."""
@@ -101,6 +106,19 @@ class PostgresSource:
 
     async def _ask(self, question: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, question)
+
+    def _ready(self) -> None:
+        with connect(self._config.postgres, name=NAME) as connection:
+            try:
+                tables = Catalog(connection, self._config).selected_tables()
+                [control] = connection.execute("SELECT to_regclass('cdc.jobs') IS NOT NULL").fetchone() or [False]
+            except psycopg.Error as error:
+                raise connect_error(error) from error
+        if not tables:
+            patterns = ", ".join(self._config.postgres.tables)
+            raise AbsentError(f"PostgreSQL: no table matches {patterns}", hint="create the table: `cdc init`")
+        if not control:
+            raise AbsentError("PostgreSQL: the control schema is not there yet", hint="apply sql/: `cdc init`")
 
     def _look(self) -> SourceLook:
         with connect(self._config.postgres, name=NAME) as connection:

@@ -80,7 +80,7 @@ def create_app(parts: Parts, statistics: Statistics, work: Administration, gate:
 
 
 async def _ready(parts: Parts) -> Ready:
-    asked: dict[str, Awaitable[object]] = {"postgres": parts.source.ping(), "kafka": parts.timeline.ping()}
+    asked: dict[str, Awaitable[object]] = {"postgres": parts.source.ready(), "kafka": parts.timeline.ping()}
     asked |= {view.name: view.offsets() for view in parts.stores}
     answers = await asyncio.gather(*(_answer(question) for question in asked.values()))
     found = dict(zip(asked, answers, strict=True))

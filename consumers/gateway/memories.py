@@ -8,6 +8,7 @@ from fastapi import APIRouter, HTTPException, Path, Query
 from pydantic import BaseModel
 
 from cdc.errors import CdcError
+from consumers.gateway.filling import filled
 from consumers.gateway.parts import Memory, Parts, Source, WorkingMemory
 from consumers.gateway.records import NAME
 
@@ -27,12 +28,13 @@ class Memories(BaseModel):
 
 
 async def _complete(parts: Parts, table: str) -> bool:
-    """Whether Redis holds all that once was in the topics: a list of what it has would else look like all there is."""
+    """Whether Redis holds what was in the topics: a list of what it has would else look like all there is."""
     try:
         offsets = await parts.memory.offsets()
     except CdcError:
         return False  # /ready and /stats say why
-    return parts.timeline.place(offsets, [table]).fresh_until is not None
+    known = parts.timeline.newest is not None
+    return known and filled(parts.timeline, offsets, [table], parts.objective_seconds) is None
 
 
 def memories(parts: Parts) -> APIRouter:

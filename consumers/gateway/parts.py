@@ -69,6 +69,9 @@ class Source(Protocol):
     async def ping(self) -> None:
         """Returns when it answers."""
 
+    async def ready(self) -> None:
+        """Returns when it also has tables of ours and the control schema. Raises AbsentError, a ConnectError."""
+
     async def nudge(self) -> int:
         """Writes a heartbeat, so that whoever waits for a position need not wait for the next one; its LSN, which is
         below that of its commit."""

@@ -20,6 +20,7 @@ from cdc.errors import CdcError
 from cdc.position import format_lsn
 from consumers.gateway.cached import Asked, Cached
 from consumers.gateway.exported import export
+from consumers.gateway.filling import filled
 from consumers.gateway.parts import Counts, Parts, SourceLook, StoreLook, StoreView
 from consumers.gateway.timeline import Place
 from consumers.store import Offsets, Partition
@@ -157,11 +158,11 @@ class Statistics:
         tables = list(look.value.tables)
         place = self._parts.timeline.place(offsets, tables)
         try:
-            ends = await self._parts.timeline.ends(tables)
+            lag = _behind(offsets, await self._parts.timeline.ends(tables))
         except CdcError as error:
             return _store_stats(look, place, None), [f"{view.name}: {error}"]
-        stats = _store_stats(look, place, _behind(offsets, ends))
-        stats.filled = None if place.fresh_until else _filled(offsets, ends)
+        stats = _store_stats(look, place, lag)
+        stats.filled = filled(self._parts.timeline, offsets, tables, self._parts.objective_seconds)
         reasons = self._late(view.name, place, stats.filled)
         unlike = await self._unlike(view, look.value, source.value) if source.value is not None else None
         if unlike is not None:
@@ -169,10 +170,10 @@ class Statistics:
             reasons += [_sentence(view.name, table, found) for table, found in unlike.items() if found.beyond]
         return stats, reasons
 
-    def _late(self, name: str, place: Place, filled: float | None) -> list[str]:
+    def _late(self, name: str, place: Place, share: float | None) -> list[str]:
+        if share is not None:
+            return [f"{name} is being filled: it has {share:.0%} of the topics, its counts are no truth yet"]
         age, objective = place.age(), self._parts.objective_seconds
-        if filled is not None:
-            return [f"{name} is being filled: it has {filled:.0%} of the topics, its counts are no truth yet"]
         if age is None:
             return [f"{name}: nobody can tell how fresh it is; is the reader running?"]
         return [f"{name} is {age:.1f} s behind, the objective is {objective:g} s"] if age > objective else []
@@ -235,13 +236,6 @@ def _end(ends: Mapping[str, list[int]], partition: tuple[str, int]) -> int:
 
 def _behind(offsets: Offsets, ends: Offsets) -> int:
     return sum(max(0, end - offsets.get(place, 0)) for place, end in ends.items())
-
-
-def _filled(offsets: Offsets, ends: Offsets) -> float | None:
-    """The share of the logs that is applied; None when it is all of them."""
-    done = sum(min(offsets.get(place, 0), end) for place, end in ends.items())
-    total = sum(ends.values())
-    return done / total if done < total else None
 
 
 def _source_stats(source: Asked[SourceLook]) -> SourceStats:
