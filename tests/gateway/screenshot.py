@@ -1,7 +1,7 @@
-"""`python -m tests.gateway.screenshot`: takes docs/status-page.png and docs/status-page-phone.png of a running pipeline.
+"""`python -m tests.gateway.screenshot` takes docs/status-page.png and docs/status-page-phone.png, of a running pipeline.
 
-Servers of its own, the texts of Python's standard library as memories, written, changed and deleted for some minutes; a
-verify. Two looks more, in the dark and with Redis stopped, go to the folder that --more names.
+Servers of its own, the texts of Python's standard library as memories, written, changed and deleted for some minutes;
+a verify. Looks in the dark and with Redis stopped go to the folder that --more names.
 """
 
 from __future__ import annotations
