@@ -23,8 +23,7 @@ from cdc.commands.verify import selected
 from cdc.commands.versions import versions_of
 from cdc.config import Config
 from cdc.envelope import decode_key
-from cdc.errors import AbsentError
-from cdc.errors import ConnectError
+from cdc.errors import AbsentError, ConnectError
 from cdc.source.catalog import Catalog, SelectedTable
 from cdc.source.connection import connect, connect_error, raw
 from cdc.source.events import MESSAGE_PREFIX, Table
