@@ -34,8 +34,9 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def duration(text: object) -> object:
-    """`90s`, `10m`, `6h`, `1d`, `2w` as a timedelta. Raises ValueError."""
-    if isinstance(text, timedelta):
+    """`90s`, `10m`, `6h`, `1d`, `2w` as a timedelta; ISO 8601, as a dumped config has it, is left to pydantic. Raises
+    ValueError."""
+    if isinstance(text, timedelta) or str(text).startswith("P"):
         return text
     found = re.fullmatch(r"([1-9][0-9]{0,5})([smhdw])", str(text))
     if found is None:
