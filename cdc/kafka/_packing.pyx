@@ -11,6 +11,8 @@ from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from cdc.digits cimport decimal, hex8
+
 cdef Py_ssize_t FIRST_BYTES = 16 << 10
 cdef enum:
     SIZES = 12  # bytes before a flat row: three sizes
@@ -214,7 +216,7 @@ cdef bint _pack(
         sizes = <uint32_t *>span.at
         key = span.at + SIZES
         partition[0] = (_murmur2(<const unsigned char *>key, sizes[0]) & 0x7FFFFFFF) % count
-        width = _decimal(ordinal[0] + 1, digits)
+        width = decimal(ordinal[0] + 1, digits)
         value = common.head_size + sizes[1] + common.tail_size + width + common.end_size
         rest = _width(sizes[0]) + sizes[0] + _width(value) + value + common.before_size + 8 + common.behind_size
         if rooms[partition[0]] is NULL or _open(rooms[partition[0]], common.timestamp, rest, &to) != 1:
@@ -225,7 +227,7 @@ cdef bint _pack(
         to = _copy(_copy(to, key + sizes[0], sizes[1]), common.tail, common.tail_size)
         to = _copy(_copy(to, digits, width), common.end, common.end_size)
         to = _copy(to, common.before, common.before_size)
-        _hex8(to, ordinal[0])
+        hex8(to, ordinal[0])
         _copy(to + 8, common.behind, common.behind_size)
         span.at = key + sizes[0] + sizes[1] + sizes[2]
     return True
@@ -255,25 +257,6 @@ def kept(bytes content, skip):
 cdef inline char *_copy(char *to, const char *what, Py_ssize_t size) noexcept nogil:
     memcpy(to, what, size)
     return to + size
-
-
-cdef int _decimal(long long number, char *digits) noexcept nogil:
-    cdef char turned[24]
-    cdef int width = 0, i
-    while number or not width:
-        turned[width] = <char>(c"0" + number % 10)
-        number //= 10
-        width += 1
-    for i in range(width):
-        digits[i] = turned[width - 1 - i]
-    return width
-
-
-cdef void _hex8(char *to, long long number) noexcept nogil:
-    cdef int i
-    for i in range(8):
-        to[7 - i] = b"0123456789abcdef"[number & 15]
-        number >>= 4
 
 
 cdef uint32_t _murmur2(const unsigned char *at, Py_ssize_t size) noexcept nogil:

@@ -11,6 +11,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy
 
+from cdc.digits cimport decimal, hex8
 from cdc.errors import DecodeError
 from cdc.source.copy_text import NO_LINE, unescaped
 
@@ -97,7 +98,7 @@ cdef class Target:
     cdef bint add(self, Layout layout, bytes head, Piece *pieces) except -1:
         """The same from pieces."""
         cdef char digits[24]
-        cdef int width = _decimal(self.ordinal + 1, digits)
+        cdef int width = decimal(self.ordinal + 1, digits)
         cdef bytes key = _joined(layout.key_literals, pieces, layout.key)
         cdef Py_ssize_t size = _joined_size(layout.row_literals, pieces, None)
         cdef bytes value = self.blank(key, PyBytes_GET_SIZE(head) + size + width)
@@ -120,7 +121,7 @@ cdef class Target:
         memcpy(to, digits, width)
         _put(to + width, self.end)
         self.ordinal += 1
-        _hex8(_put(PyBytes_AS_STRING(position), self.position), self.ordinal)
+        hex8(_put(PyBytes_AS_STRING(position), self.position), self.ordinal)
         self.records.append((key, value, self.timestamp, [(self.name, position), self.version]))
         self.rows -= 1
         self.room -= size
@@ -525,22 +526,3 @@ cdef char *_join(char *to, tuple literals, Piece *pieces, tuple chosen) except N
             to += 1
         to = _put(to, <bytes>literals[i + 1])
     return to
-
-
-cdef int _decimal(long long number, char *digits) noexcept:
-    cdef char turned[24]
-    cdef int width = 0, i
-    while number or not width:
-        turned[width] = <char>(c"0" + number % 10)
-        number //= 10
-        width += 1
-    for i in range(width):
-        digits[i] = turned[width - 1 - i]
-    return width
-
-
-cdef void _hex8(char *to, long long number) noexcept:
-    cdef int i
-    for i in range(8):
-        to[7 - i] = b"0123456789abcdef"[number & 15]
-        number >>= 4
