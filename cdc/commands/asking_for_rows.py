@@ -78,8 +78,10 @@ def planned(config: Config, wanted: Wanted) -> Plan:
     from cdc.source.connection import connect
     from cdc.source.key_text import parse_key, topic_keys
 
-    if wanted.keys and (wanted.where or wanted.since):
+    if wanted.keys and (wanted.where is not None or wanted.since is not None):
         raise PreconditionError("keys and a condition exclude each other", hint="give one of them")
+    if any(map(_no_text, (*wanted.keys, wanted.where, wanted.since, wanted.column))):
+        raise PreconditionError("what is asked for is no text of PostgreSQL", hint="leave out the character NUL")
     [name] = selected(config, wanted.table)
     rate = wanted.rate or config.postgres.backfill_rows_per_second
     with closing(connect(config.postgres, name=NAME)) as connection:
@@ -90,6 +92,11 @@ def planned(config: Config, wanted: Wanted) -> Plan:
             topic_keys(connection, table, keys)
             return Plan(name, keys, None, len(keys), rate)
         return _conditioned(config, connection, table, wanted, rate)
+
+
+def _no_text(text: str | None) -> bool:
+    """NUL, or half of a pair of surrogates."""
+    return text is not None and ("\0" in text or text.encode(errors="ignore").decode() != text)
 
 
 def _conditioned(config: Config, connection: Connection[Any], table: Table, wanted: Wanted, rate: int | None) -> Plan:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
@@ -19,6 +20,7 @@ from psycopg import Connection
 from cdc import log
 from cdc.commands.asking import translated
 from cdc.commands.gateway_control import keep
+from cdc.commands.gateway_rows import check
 from cdc.commands.gateway_signals import taken, waiting
 from cdc.commands.gateway_work import WORKS, Report
 from cdc.config import Config
@@ -51,7 +53,8 @@ class Desk:
         self._stopping = False
 
     async def start(self, kind: str, arguments: Mapping[str, Any], caller: Caller) -> Job:
-        """Raises PreconditionError while as much runs as may."""
+        """Raises Impossible, and PreconditionError while as much runs as may."""
+        await asyncio.to_thread(check, self._config, kind, arguments)
         async with self._starting:
             if len(self._running) >= MOST:
                 raise PreconditionError(f"{MOST} jobs are at work", hint="wait for one to end, or cancel one")
@@ -73,7 +76,9 @@ class Desk:
             if not room or not await asyncio.to_thread(self._keep, waiting):
                 return
             before = figures(await self._statistics.get())
-            for job in await asyncio.to_thread(self._keep, lambda c: taken(c, TAKER, room, before)):
+            for job in await asyncio.to_thread(
+                self._keep, lambda c: taken(c, TAKER, room, before, partial(check, self._config))
+            ):
                 self._run(job)
 
     async def read(self, job: UUID) -> Job | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from psycopg import Connection
@@ -10,11 +10,13 @@ from pydantic import BaseModel, ValidationError
 
 from cdc.control import audit, jobs, signals
 from cdc.control.signals import Signal
-from consumers.gateway.admin import Pause, Rebuild, Resume, Snapshot, Verify
+from consumers.gateway.admin import Backfill, Impossible, Pause, Rebuild, Repair, Resume, Snapshot, Verify
 
 ORIGIN = "cdc.signals"
+Check = Callable[[str, Mapping[str, Any]], None]
 ASKED: Mapping[str, type[BaseModel]] = {
-    "verify": Verify, "rebuild": Rebuild, "snapshot": Snapshot, "pause": Pause, "resume": Resume,
+    "verify": Verify, "rebuild": Rebuild, "snapshot": Snapshot, "backfill": Backfill, "repair": Repair, "pause": Pause,
+    "resume": Resume,
 }  # fmt: skip
 
 
@@ -24,18 +26,22 @@ def waiting(connection: Connection[Any]) -> bool:
     return bool(found and found[0])
 
 
-def taken(connection: Connection[Any], taker: str, most: int, before: Mapping[str, Any]) -> Sequence[jobs.Job]:
-    """At most so many signals, each a job that runs from now on, or refused with a reason; all of it or nothing."""
+def taken(
+    connection: Connection[Any], taker: str, most: int, before: Mapping[str, Any], check: Check
+) -> Sequence[jobs.Job]:
+    """At most so many signals, each a job that runs from now on, or refused with a reason; all of it or nothing.
+    `check` raises Impossible for kind and arguments that cannot be."""
     with connection.transaction():
-        found = [_job(connection, signal, before) for signal in signals.take(connection, taker, most)]
+        found = [_job(connection, signal, before, check) for signal in signals.take(connection, taker, most)]
     return [job for job in found if job is not None]
 
 
-def _job(connection: Connection[Any], signal: Signal, before: Mapping[str, Any]) -> jobs.Job | None:
+def _job(connection: Connection[Any], signal: Signal, before: Mapping[str, Any], check: Check) -> jobs.Job | None:
     action = f"signal {signal.kind}"
     try:
         arguments = _arguments(signal)
-    except ValueError as error:
+        check(signal.kind, arguments)
+    except (ValueError, Impossible) as error:
         signals.refuse(connection, signal.id, str(error))
         audit.write(connection, signal.asked_by, action, {}, "refused", origin=ORIGIN, reason=str(error))
         return None

@@ -10,6 +10,7 @@ from typing import Any
 from cdc.commands import gateway_command
 from cdc.commands.cache import cleared
 from cdc.commands.gateway_control import keep
+from cdc.commands.gateway_rows import backfill, repair
 from cdc.commands.outcome import Outcome, keep_outcome
 from cdc.commands.pause import wished
 from cdc.commands.rebuild import document, fill_anew
@@ -40,6 +41,10 @@ class Report:
     def compared(self, step: Step) -> None:
         """Of a verify."""
         self.stage, self.done, self.total = step.line, step.done, step.total
+
+    def rows(self, done: int, total: int | None) -> None:
+        """Of a snapshot."""
+        self.done, self.total = done, total
 
     def at(self, progress: Progress) -> None:
         """Of a rebuild."""
@@ -74,7 +79,7 @@ async def rebuild(config: Config, arguments: Mapping[str, Any], report: Report) 
 
 async def snapshot(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """How many rows were sent."""
-    rows = await request(config, arguments["table"], report.say)
+    rows = await request(config, arguments["table"], report.say, on_rows=report.rows)
     report.done = report.total = rows
     return {"table": arguments["table"], "rows": rows}
 
@@ -89,11 +94,6 @@ async def resume(config: Config, arguments: Mapping[str, Any], report: Report) -
     return await wished(config, arguments["component"], False, report.asked_by)
 
 
-async def clear_cache(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Records of each table before and after."""
-    return await cleared(config, arguments.get("table"), report.reached)
-
-
 async def prune(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """How many old rows of each table of the control schema were removed."""
     removed = await asyncio.to_thread(keep, config, retention.prune)
@@ -105,11 +105,18 @@ async def command(config: Config, arguments: Mapping[str, Any], report: Report) 
     return await gateway_command.run(arguments)
 
 
+async def clear_cache(config: Config, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Records of each table before and after."""
+    return await cleared(config, arguments.get("table"), report.reached)
+
+
 WORKS: Mapping[str, Work] = {
     "refresh-stats": refresh_stats,
     "verify": verify,
     "rebuild": rebuild,
     "snapshot": snapshot,
+    "backfill": backfill,
+    "repair": repair,
     "prune": prune,
     "command": command,
     "clear-cache": clear_cache,

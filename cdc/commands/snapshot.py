@@ -36,13 +36,24 @@ def snapshot(
         typer.echo(f"{rows} rows of {table} are in Kafka again" if rows is not None else f"{table} was asked for")
 
 
-async def request(config: Config, table: str, on_progress: Callable[[str], None], *, wait: bool = True) -> int | None:
-    """Asks the reader by a message in the stream; rows written, None without waiting. Raises PreconditionError."""
+async def request(
+    config: Config,
+    table: str,
+    on_progress: Callable[[str], None],
+    *,
+    wait: bool = True,
+    on_rows: Callable[[int, int | None], None] = lambda _rows, _total: None,
+) -> int | None:
+    """Asks the reader by a message in the stream; rows written, None without waiting. `on_rows` is told how many, and
+    about how many there will be (None: the table was never analyzed). Raises PreconditionError."""
+    from psycopg import sql
+
     from cdc.commands.verify import selected
     from cdc.kafka.progress import read_progress
     from cdc.source.connection import connect
     from cdc.source.events import MESSAGE_PREFIX
     from cdc.source.slot import read_slot
+    from cdc.source.snapshot import ESTIMATE
 
     [(schema, name)] = selected(config, table)
     with connect(config.postgres, name="memory-cdc snapshot") as connection:
@@ -55,12 +66,15 @@ async def request(config: Config, table: str, on_progress: Callable[[str], None]
         content = json.dumps({"kind": "snapshot", "table": [schema, name]})
         connection.execute("SELECT pg_logical_emit_message(true, %s, %s)", (MESSAGE_PREFIX, content))
         row = connection.execute("SELECT (pg_current_wal_insert_lsn() - '0/0')::int8").fetchone()
+        estimate = connection.execute(ESTIMATE, (sql.Identifier(schema, name).as_string(connection),)).fetchone()
+    total = int(estimate[0]) if estimate and estimate[0] else None
     asked_at = int(row[0]) if row else 0
     while wait:
         progress = await read_progress(config)
         state = progress.snapshots.get(table) if progress else None
         if progress is not None and state is not None and progress.end_lsn >= asked_at:
             on_progress(f"snapshot of {table}: {state.rows} rows")
+            on_rows(state.rows, None if total is None else max(total, state.rows))
             if state.done:
                 on_progress("")
                 return state.rows

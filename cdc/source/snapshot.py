@@ -42,7 +42,7 @@ from cdc.source.window import Chunk, Name
 log = get(__name__)
 CHUNK_BYTES = 4 << 20  # a chunk of wide rows ends early, so that a few times 4 MiB bound the memory
 OnProgress = Callable[[str, int, int], None]  # table, rows written, rows estimated (0: unknown)
-_ESTIMATE = """
+ESTIMATE = """
 SELECT greatest(sum(greatest(c.reltuples, 0)), 0)::bigint
 FROM pg_partition_tree(%s::regclass) t JOIN pg_class c ON c.oid = t.relid
 """
@@ -132,7 +132,7 @@ class ChunkReader:
         if self._selection.condition is not None:
             return estimate(self._connection, self._spans.source, self._selection.condition)
         table = self._spans.source.as_string(self._connection)
-        row = self._fetch(sql.SQL(_ESTIMATE), (table,))
+        row = self._fetch(sql.SQL(ESTIMATE), (table,))
         return int(row[0]) if row else 0
 
     def read(self, span: Span, name: Name) -> Chunk:

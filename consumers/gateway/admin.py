@@ -61,6 +61,22 @@ class Snapshot(Asked):
     table: TableName
 
 
+class Backfill(Asked):
+    """Rows of one table: with these keys, or that meet the condition `where`, or that are not older than `since` by a
+    column of times; all of them when nothing is named. `rate` is rows a second at most."""
+
+    table: TableName
+    keys: list[Annotated[str, Field(max_length=4096)]] | None = Field(None, min_length=1, max_length=10_000)
+    where: str | None = Field(None, min_length=1, max_length=10_000)
+    since: str | None = Field(None, min_length=1, max_length=100)
+    column: str | None = Field(None, min_length=1, max_length=63)
+    rate: int | None = Field(None, ge=1, le=1 << 31)
+
+
+class Repair(Verify):
+    """As a verify; what differs is sent again."""
+
+
 class Cache(Asked):
     """All of Redis unless a table is named."""
 
@@ -100,6 +116,10 @@ class Job(BaseModel):
     ended_at: datetime | None
 
 
+class Impossible(PreconditionError):
+    """What is asked for cannot be: a table, key or condition that there is not."""
+
+
 class Caller(NamedTuple):
     """Who asks, from which address."""
 
@@ -111,7 +131,7 @@ class Administration(Protocol):
     """Jobs and the audit log. Raises ConnectError when they cannot be kept."""
 
     async def start(self, kind: str, arguments: Mapping[str, Any], caller: Caller) -> Job:
-        """Begins the work. Raises PreconditionError while too much other work runs."""
+        """Begins the work. Raises Impossible, and PreconditionError while too much other work runs."""
 
     async def read(self, job: UUID) -> Job | None:
         """As it is now."""
@@ -173,6 +193,9 @@ def administration(work: Administration) -> APIRouter:
         arguments = {} if asked is None else asked.model_dump(exclude_none=True)
         try:
             return await work.start(kind, arguments, caller)
+        except Impossible as error:
+            await work.refused(f"/admin/{kind}", caller, str(error))
+            raise HTTPException(422, str(error)) from error
         except PreconditionError as error:
             raise HTTPException(409, str(error)) from error
 
@@ -195,6 +218,16 @@ def administration(work: Administration) -> APIRouter:
     async def snapshot(asked: Snapshot, caller: Admitted) -> Job:
         """Sends all rows of a table again."""
         return await start("snapshot", asked, caller)
+
+    @router.post("/admin/backfill", status_code=202)
+    async def backfill(asked: Backfill, caller: Admitted) -> Job:
+        """Sends some rows of a table again; a key without a row becomes a delete."""
+        return await start("backfill", asked, caller)
+
+    @router.post("/admin/repair", status_code=202)
+    async def repair(asked: Repair, caller: Admitted) -> Job:
+        """Compares stores with PostgreSQL, sends what differs again, and compares once more."""
+        return await start("repair", asked, caller)
 
     @router.post("/admin/pause", status_code=202)
     async def pause(asked: Pause, caller: Admitted) -> Job:

@@ -18,7 +18,8 @@ from tests.waiting import until
 
 EXAMPLES = int(os.environ.get("CDC_SCHEMA_EXAMPLES", "15"))  # an operation
 KEY = "a key of more than sixteen characters"
-WORK = ("/admin/verify", "/admin/rebuild", "/admin/snapshot")  # not with the key, which would start it
+JOBS = ("verify", "rebuild", "snapshot", "backfill", "repair")
+WORK = tuple(f"/admin/{kind}" for kind in JOBS)  # not with the key, which would start it
 CHECKS = [not_a_server_error, response_schema_conformance, content_type_conformance]
 
 
