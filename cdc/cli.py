@@ -41,7 +41,7 @@ def options(
     config: Annotated[
         Path | None, typer.Option("--config", envvar="CDC_CONFIG", help="The TOML file; else ./cdc.toml.")
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Logs details too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", envvar="CDC_VERBOSE", help="Logs details too.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Shows it.")] = False,
 ) -> None:
     """Options of every command."""

@@ -49,7 +49,8 @@ class Caretaker:
         self._next = clock + self._seconds
         await self._insist("checking the store", self._store.check)
         self._gauges.up(whole)
-        self._gauges.lag(self._partitions.lag())
+        if not self._partitions.resting:
+            self._gauges.lag(self._partitions.lag())
         tables = sorted({self._topics.split(topic) for topic, _partition in self._partitions.reached})
         self._start("topics", self._ask)
         self._gauges.show(counted)
@@ -71,6 +72,8 @@ class Caretaker:
         """Kafka may be away, which the poll reports. Partitions whose log is another now begin anew."""
         try:
             logs = await self._partitions.logs()
+            if self._partitions.resting:  # nothing is fetched, so that no fetch tells the ends
+                self._gauges.lag(await self._partitions.lag_now())
         except KafkaError as error:
             LOG.debug("the topics' ids cannot be asked for now", store=self._store.name, reason=repr(error))
             return

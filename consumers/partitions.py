@@ -75,7 +75,7 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer: AIOKafkaConsumer | None = None
         self._poll: asyncio.Task[Polls] | None = None
         self._discovered = -inf  # loop time
-        self._resting = False
+        self.resting = False
         self.placed = False
         self.reached: dict[Partition, int] = {}
 
@@ -271,6 +271,11 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
                 total += max(0, end - self.reached[tuple(partition)])
         return total
 
+    async def lag_now(self) -> int:
+        """The same, with the ends asked of Kafka. Raises KafkaError."""
+        ends = await self.ends()
+        return sum(max(0, end - self.reached[place]) for place, end in ends.items() if place in self.reached)
+
     async def hold(self) -> None:
         """While a store is away: nothing is fetched, what was prefetched is let go, membership lives on."""
         owned = self.owned
@@ -292,9 +297,9 @@ class Partitions(ConsumerRebalanceListener):  # type: ignore[misc]
             return  # it will be said again before the first poll
         if still:
             self.consumer.pause(*self.owned)  # again each time: a rebalance brings others
-        elif self._resting:
+        elif self.resting:
             self.go_on()
-        self._resting = still
+        self.resting = still
 
     async def commit(self, offsets: Offsets) -> None:
         """Tells the group what the store holds; for tools only, so that a group that has moved on is no error."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from prometheus_client import REGISTRY
 
 from cdc.config import Config
 from cdc.embedded import Endpoints
@@ -48,6 +49,10 @@ async def counts(running: Running) -> tuple[int, int]:
     return await running.memory.count("public", "memories"), await running.index.count("public", "memories")
 
 
+def lag(store: str) -> float | None:
+    return REGISTRY.get_sample_value("cdc_store_offset_lag_records", {"store": store})
+
+
 async def counted(running: Running, wanted: tuple[int, int]) -> bool:
     try:
         return await counts(running) == wanted
@@ -70,6 +75,7 @@ async def test_a_store_stands_still_and_keeps_its_partitions(config: Config) -> 
         insert(config, 41, 60)
         await until(lambda: counted(running, (20, 60)), "the index alone has more rows")
         assert redis.freshness.at == fresh  # it does not claim to be fresh
+        await until(lambda: (lag("redis") or 0) >= 40, "its lag grows all the same")
         assert (redis.partitions.owned, redis.partitions.consumer._coordinator.generation) == (owned, generation)
         await wished(config, "redis", False)
         await running.caught_up()

@@ -59,7 +59,7 @@ async def test_created_with_the_settings(bootstrap: str, prefix: str, admin: AIO
     assert rows["retention.ms"] == rows["retention.bytes"] == "-1"
     assert rows["max.message.bytes"] == str(config.max_record_bytes)
     assert rows["compression.type"] == "producer"
-    for topic in (config.progress_topic, config.heartbeat_topic):
+    for topic in (config.progress_topic, config.heartbeat_topic, config.control_topic):
         assert await partitions_of(admin, topic) == 1
         assert (await settings_of(admin, topic))["cleanup.policy"] == "compact"
     letters = await settings_of(admin, config.dead_letter_topic("faiss"))
