@@ -47,6 +47,29 @@ class Expected(NamedTuple):
     text: bytes
 
 
+class Seen:
+    """Names that were met, 64 bits of each: one in 10^12 others is taken for one of ten million."""
+
+    def __init__(self) -> None:
+        self._pieces: list[npt.NDArray[np.int64]] = []
+        self._sorted: npt.NDArray[np.int64] = np.empty(0, np.int64)
+
+    def add(self, names: Sequence[bytes]) -> None:
+        """These are met."""
+        self._pieces.append(np.fromiter(map(hash, names), np.int64, len(names)))
+
+    def others(self, names: Sequence[bytes]) -> list[bytes]:
+        """Those that were not."""
+        if self._pieces:
+            self._sorted = np.sort(np.concatenate([self._sorted, *self._pieces]))
+            self._pieces.clear()
+        if not len(self._sorted):
+            return list(names)
+        hashes = np.fromiter(map(hash, names), np.int64, len(names))
+        places = np.minimum(np.searchsorted(self._sorted, hashes), len(self._sorted) - 1)
+        return [names[at] for at in np.flatnonzero(self._sorted[places] != hashes).tolist()]
+
+
 class RedisContent:
     """Every column of a row against the fields of its hash. Fills `Content` of consumers.verify."""
 
@@ -54,7 +77,7 @@ class RedisContent:
         self._table, self._store = (schema, table), store
         self._encoder = RowEncoder(f"{schema}.{table}", config.table(schema, table), config.redis.vectors, "")
         self._known: Layout | None = None
-        self._seen: list[npt.NDArray[np.int64]] = []
+        self._seen = Seen()
 
     async def matches(self, pairs: Pairs) -> list[bool]:
         """Raises ConnectError, StoreError."""
@@ -66,18 +89,12 @@ class RedisContent:
         return same
 
     async def others(self) -> AsyncIterator[bytes]:
-        """Keys of records whose Redis keys were not among those of the rows.
-
-        Of those 64 bits each are remembered: one key in 10^12 is taken for a known one among ten million."""
+        """Keys of records whose Redis keys were not among those of the rows; see Seen."""
         layout = await self._layout()
         if layout is None:
             return
-        seen = np.sort(np.concatenate([np.empty(0, np.int64), *self._seen]))
         async for names in self._store.names(layout):
-            hashes = np.fromiter(map(hash, names), np.int64, len(names))
-            places = np.searchsorted(seen, hashes)
-            known = (seen[np.minimum(places, len(seen) - 1)] == hashes) if len(seen) else np.zeros(len(names), bool)
-            for key in await self._store.topic_keys(layout, [names[i] for i in np.flatnonzero(~known).tolist()]):
+            for key in await self._store.topic_keys(layout, self._seen.others(names)):
                 yield key
 
     async def _layout(self) -> Layout | None:
@@ -102,7 +119,7 @@ class RedisContent:
     def _range(self, layout: Layout, pairs: Pairs, places: range, same: list[bool]) -> Coroutine[Any, Any, None]:
         """The work that is left for the server once the rows are encoded."""
         expected = list(self._expected(layout, pairs, places))
-        self._seen.append(np.fromiter((hash(one.name) for one in expected), np.int64, len(expected)))
+        self._seen.add([one.name for one in expected])
         return self._compare(pairs, expected, same)
 
     async def _compare(self, pairs: Pairs, expected: Sequence[Expected], same: list[bool]) -> None:

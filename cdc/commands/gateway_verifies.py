@@ -36,8 +36,7 @@ class Verifies:
         for run in newest:
             _show(run)
         for recorded in fresh:
-            outcome = "failed" if recorded.error else "equal" if recorded.equal else "different"
-            metrics.VERIFY_RUNS.labels(recorded.store, recorded.table, outcome).inc()
+            metrics.VERIFY_RUNS.labels(recorded.store, recorded.table, _outcome(recorded)).inc()
         self._counted = max([self._counted or 0, *(run.id for run in (*newest, *fresh))])
 
     def _look(self) -> tuple[list[tuple[str, str]], Sequence[Newest], Sequence[Recorded]]:
@@ -48,6 +47,13 @@ class Verifies:
                 return verify_runs.last(connection), fresh
 
         return pairs(self._config), *keep(self._config, step)
+
+
+def _outcome(run: Recorded) -> str:
+    """What is unsettled is no difference."""
+    if run.error:
+        return "failed"
+    return "different" if any(getattr(run, kind) for kind in KINDS if kind != "unsettled") else "equal"
 
 
 def _show(run: Newest) -> None:

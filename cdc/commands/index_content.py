@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cdc.commands.contents import Pairs, overlapped, record_of, row_vector
+from cdc.commands.contents import Pairs, Seen, overlapped, record_of, row_vector
 from cdc.commands.index_client import KEYS, RemoteIndex
 from cdc.config import Config
 from cdc.version import decode_vector, encode_vector
@@ -28,6 +28,7 @@ from consumers.faiss.ledger import State
 from consumers.faiss.metric import Metric
 from consumers.store import Record, Version
 
+LISTED = 10_000  # keys looked up at once
 TOLERANCE = 1e-4  # of a vector's length: what a model gives in another batch
 ULPS = 32  # a float32 sum of thousands of squares is off by fewer units in the last place
 
@@ -47,7 +48,7 @@ class IndexContent:
         self._kept = _source(config, schema, table, metric, embedder)  # vectors as the index keeps them
         self._own = _source(config, schema, table, None, embedder)  # as the row has them
         self._cosine = metric == "cosine"
-        self._seen: set[bytes] = set()
+        self._seen = Seen()
 
     @staticmethod
     def columns(config: Config, schema: str, table: str) -> set[str]:
@@ -57,7 +58,7 @@ class IndexContent:
 
     async def matches(self, pairs: Pairs) -> list[bool]:
         """Raises ConnectError, StoreError."""
-        self._seen.update(key for key, _row in pairs)
+        self._seen.add([key for key, _row in pairs])
         if pairs:
             await self._learn_dimension([key for key, _row in pairs[:KEYS]])
         chunks = (pairs[start : start + KEYS] for start in range(0, len(pairs), KEYS))
@@ -65,10 +66,16 @@ class IndexContent:
         return [equal for chunk in found for equal in chunk]
 
     async def others(self) -> AsyncIterator[bytes]:
-        """See Content."""
+        """See Content; of the keys 64 bits each are remembered, see Seen."""
+        listed: list[bytes] = []
         async for key, _position in self._index.scan(*self._table):
-            if key not in self._seen:
-                yield key
+            listed.append(key)
+            if len(listed) == LISTED:
+                for other in self._seen.others(listed):
+                    yield other
+                listed.clear()
+        for other in self._seen.others(listed):
+            yield other
 
     async def _range(self, pairs: Pairs, texts: Sequence[bytes]) -> list[bool]:
         keys, versions = [key for key, _row in pairs], self._version is not None
