@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cdc.embedded import Servers, stop_running
+from cdc.embedded import Endpoints, Servers, stop_running
+from tests.acceptance import town
 
 STOP_SECONDS = 90  # an orderly stop takes two; only so that a broken one ends
 
@@ -70,3 +71,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
         process.stdout.close()
         stop_running(data)
         Servers(data).erase()
+
+
+@pytest.fixture(scope="session")
+def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Servers, Endpoints]]:
+    """PostgreSQL, Kafka and Redis to be stopped and started one by one; a test leaves them running."""
+    yield from town.servers(tmp_path_factory.mktemp("town"))
