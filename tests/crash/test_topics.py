@@ -94,7 +94,7 @@ async def progress_deleted(admin: Any, config: Config) -> None:
 Harm = Callable[[Any, Config], Awaitable[None]]
 
 
-@pytest.mark.parametrize(("harm", "reading"), [(made_anew, True), (deleted, True), (cut, True), (deleted, False)])
+@pytest.mark.parametrize(("harm", "reading"), [(made_anew, True), (cut, False)])
 async def test_a_lost_log_is_written_anew_by_itself(
     servers: Endpoints, dsn: str, tmp_path: Path, harm: Harm, reading: bool
 ) -> None:
