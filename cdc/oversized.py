@@ -63,7 +63,7 @@ class Oversized:
                 f"a row of {table} at {decode_position(position)} has {size} bytes as a record, more than [kafka] "
                 "max_record_bytes allows; nothing behind it is delivered",
                 hint="raise max_record_bytes and the topic's max.message.bytes, or set [kafka] oversized = "
-                "'dead-letter' to go on without such rows; docs/operations.md#reader-blocked",
+                "'dead-letter' to go on without such rows; docs/runbooks.md#reader-blocked",
             )
         letter = self._letter(topic, headers, size)
         chunk.add(self._topic, key, None, timestamp, letter)

@@ -150,7 +150,7 @@ class Reader:
             return
         stuck = StuckError(
             f"PostgreSQL cannot show the change at {place}, {self._failures} times in a row: {error.message}",
-            hint=f"{_stuck_hint(error.message)}; nothing behind it can be read: docs/operations.md#reader-blocked",
+            hint=f"{_stuck_hint(error.message)}; nothing behind it can be read: docs/runbooks.md#reader-blocked",
         )
         await self._wait_for_a_person(stuck, stuck.reason)
         raise stuck from error

@@ -12,7 +12,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PROMETHEUS = ROOT / "docker/prometheus"
 DASHBOARD = ROOT / "docker/grafana/dashboards/memory-cdc.json"
-RUNBOOK = ROOT / "docs/operations.md"
+RUNBOOK = ROOT / "docs/runbooks.md"
+OPERATIONS = ROOT / "docs/operations.md"
 
 
 def rules() -> list[dict[str, Any]]:
@@ -33,8 +34,8 @@ def metric_names(expression: str) -> set[str]:
     return set(re.findall(r"(?<![\w:])cdc_\w+", re.sub(r'"[^"]*"', '""', expression)))
 
 
-def sections() -> dict[str, str]:
-    """The runbook's sections by the anchor of their heading, formed as GitHub forms it."""
-    parts = re.split(r"^#+ (.+)$", RUNBOOK.read_text(), flags=re.M)
+def sections(document: Path = RUNBOOK) -> dict[str, str]:
+    """A document's sections by the anchor of their heading, formed as GitHub forms it."""
+    parts = re.split(r"^#+ (.+)$", document.read_text(), flags=re.M)
     anchors = (re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in parts[1::2])
     return dict(zip(anchors, parts[2::2], strict=True))

@@ -34,10 +34,12 @@ def doctor(
 
 
 async def _examine(config: Config) -> list[Finding]:
+    from cdc.commands.schedule_checks import check_schedules
     from cdc.commands.store_checks import check_stores
     from cdc.doctor import examine
 
-    return [finding async for finding in examine(config)] + list(check_stores(config))
+    found = [finding async for finding in examine(config)]
+    return [*found, *check_stores(config), *check_schedules(config)]
 
 
 def _show(findings: list[Finding]) -> None:

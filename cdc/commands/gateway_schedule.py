@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from psycopg import Connection
-from pydantic import BaseModel, ValidationError
 
 from cdc import log, metrics
 from cdc.commands.gateway_control import keep
 from cdc.commands.gateway_jobs import SILENT, Desk
-from cdc.commands.gateway_signals import ASKED
-from cdc.commands.gateway_work import WORKS
+from cdc.commands.schedule_checks import arguments_of
+from cdc.commands.schedule_entries import due, entries
 from cdc.config import Config
 from cdc.control import schedules
 from cdc.control.jobs import Job
 from cdc.control.schedules import Standing, Wanted
 from cdc.errors import CdcError, ConfigError, PreconditionError
-from cdc.schedules import Command, Schedule
-from cdc.section import Section
 from consumers.gateway.admin import Caller
 from consumers.gateway.parts import Parts
 from consumers.gateway.schedules import Entry
@@ -40,27 +37,6 @@ LOG = log.get(__name__)
 
 ROUND_SECONDS = 5.0  # so late a job's end is seen; the clock itself is exact
 ORIGIN = "gateway"
-
-
-class Prune(Section):
-    """It takes no arguments."""
-
-
-ARGUMENTS: Mapping[str, type[BaseModel]] = {**ASKED, "prune": Prune, "command": Command}
-
-
-def arguments_of(name: str, schedule: Schedule) -> dict[str, Any]:
-    """As its jobs take them. Raises ConfigError."""
-    if schedule.kind not in WORKS or schedule.kind not in ARGUMENTS:
-        raise ConfigError(f"[schedule.{name}] kind: the gateway does no {schedule.kind}", hint="choose another kind")
-    try:
-        return ARGUMENTS[schedule.kind].model_validate(schedule.arguments).model_dump(mode="json", exclude_none=True)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, ("arguments", *fault["loc"])))
-        raise ConfigError(
-            f"[schedule.{name}] {field}: {fault['msg']}", hint=f"see POST /admin/{schedule.kind} in /docs"
-        ) from None
 
 
 class Timetable:
@@ -90,8 +66,7 @@ class Timetable:
 
     async def read(self) -> list[Entry]:
         """How each schedule stands, by name. Raises ConnectError, StoreError."""
-        found = await asyncio.to_thread(keep, self._config, schedules.standings)
-        return [_entry(standing, self._due(standing)) for standing in found]
+        return await asyncio.to_thread(entries, self._config)
 
     def close(self) -> None:
         """Nothing is begun any more; jobs end with the desk."""
@@ -128,15 +103,9 @@ class Timetable:
             self._clock.start()
 
     def _wake(self, standing: Standing) -> None:
-        at = max(self._due(standing), datetime.now(UTC))
+        at = max(due(self._config, standing), datetime.now(UTC))
         self._clock.add_job(self._begin, "date", [standing], run_date=at, id=standing.name, replace_existing=True,
                             misfire_grace_time=None)  # fmt: skip
-
-    def _due(self, standing: Standing) -> datetime:
-        schedule = self._schedules.get(standing.name)
-        if schedule is None:  # another gateway's
-            return standing.since + timedelta(seconds=standing.period_seconds)
-        return schedule.due(standing.since, standing.last_run)
 
     async def _begin(self, standing: Standing) -> None:
         """A run, when it is still ours to begin; one that cannot begin counts as failed."""
@@ -166,14 +135,3 @@ class Timetable:
 
     def _broke(self, event: JobExecutionEvent) -> None:
         self._failed = event.exception
-
-
-def _entry(standing: Standing, due: datetime) -> Entry:
-    now = datetime.now(UTC)
-    age = (now - standing.since).total_seconds()
-    return Entry(
-        name=standing.name, kind=standing.kind, period_seconds=standing.period_seconds, last_run=standing.last_run,
-        last_success=standing.last_success, age_seconds=max(0.0, age), next_run=None if standing.job else due,
-        overdue=age > 2 * standing.period_seconds, error=standing.last_error, job=standing.job,
-        last_job=standing.last_job,
-    )  # fmt: skip

@@ -19,6 +19,7 @@ from psycopg import sql
 from cdc.commands.addresses import PROCESSES, metrics_address
 from cdc.commands.exposition import Samples, read_samples, total
 from cdc.commands.index_client import RemoteIndex
+from cdc.commands.schedule_entries import entries
 from cdc.config import Config
 from cdc.errors import CdcError, StoreError
 from cdc.kafka import failure
@@ -29,6 +30,7 @@ from cdc.source.connection import connect, connect_error
 from cdc.source.slot import Slot, read_slot
 from cdc.wishes import Wish, read_wishes
 from consumers.freshness import LOOK_BACK, Freshness, Heartbeat
+from consumers.gateway.schedules import Entry
 from consumers.redis import RedisStore
 from consumers.redis.sentinel import read_sentinel
 from consumers.replay import Replayer, Span, span_ends
@@ -86,6 +88,7 @@ class Observation:
     stores: dict[str, Part[StoreState]]
     processes: dict[str, Part[Samples]] = field(default_factory=dict)
     wishes: Part[dict[str, Wish]] = field(default_factory=Part)
+    schedules: Part[list[Entry]] = field(default_factory=Part)
 
 
 async def observe(config: Config, *, count: bool = True) -> Observation:
@@ -95,15 +98,17 @@ async def observe(config: Config, *, count: bool = True) -> Observation:
         _part(config, asyncio.to_thread(_source, config, count)),
         _part(config, _progress(config)),
         _part(config, read_wishes(config.kafka)),
+        _part(config, asyncio.to_thread(entries, config)),
     )
     stores = asyncio.gather(_part(config, _redis(config, count)), _part(config, _faiss(config, count)))
     processes = asyncio.gather(
         *(_part(config, read_samples(address, ANSWER_SECONDS)) for address in addresses.values())
     )
-    source, progress, wishes = await servers
+    source, progress, wishes, schedules = await servers
     redis, faiss = await stores
     scraped = dict(zip(addresses, await processes, strict=True))
-    return Observation(time.time(), source, progress, {"redis": redis, "faiss": faiss}, scraped, wishes)
+    stores_seen = {"redis": redis, "faiss": faiss}
+    return Observation(time.time(), source, progress, stores_seen, scraped, wishes, schedules)
 
 
 async def _part(config: Config, work: Awaitable[T]) -> Part[T]:

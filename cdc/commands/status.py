@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cdc.commands import status_operation
 from cdc.commands.asking import ask
 from cdc.commands.configuration import config_path, configuration
 
@@ -33,7 +34,7 @@ def status(
 
     config = configuration(context)
     seen = ask(config, observe(config))
-    found = document(seen, last_words(context))
+    found = document(seen, last_words(context), gateway_expected(context))
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
@@ -41,6 +42,13 @@ def status(
 
         Console(highlight=False).print(render(found))
     raise typer.Exit(0 if found["up"] else 1)
+
+
+def gateway_expected(context: typer.Context) -> bool:
+    """Somebody started it here by `cdc up`, or the configuration says where it is."""
+    config, path = configuration(context), config_path(context)
+    started = path is not None and (path.absolute().parent / "logs" / f"{LOGS['gateway']}.log").exists()
+    return started or bool(config.gateway.address or config.metrics.gateway_address)
 
 
 def last_words(context: typer.Context) -> dict[str, str]:
@@ -57,18 +65,23 @@ def last_words(context: typer.Context) -> dict[str, str]:
     return found
 
 
-def document(seen: Observation, words: dict[str, str]) -> dict[str, Any]:
-    """For scripts; what could not be asked is null, with a reason."""
+def document(seen: Observation, words: dict[str, str], gateway: bool = True) -> dict[str, Any]:
+    """For scripts; what could not be asked is null, with a reason. Without `gateway` one that does not run is no
+    fault."""
     stores = {name: _store(seen, name) for name in seen.stores}
     processes = {name: _process(seen, name, words) for name in seen.processes}
+    if not (gateway or processes["gateway"]["up"]):
+        processes["gateway"]["optional"] = True
     parts = [_source(seen), _reader(seen), *stores.values(), *processes.values()]
     return {
-        "up": all(part["up"] for part in parts),
+        "up": all(part["up"] or part.get("optional") for part in parts),
         "time": seen.time,
         "source": parts[0],
         "progress": parts[1],
         "stores": stores,
         "processes": processes,
+        "schedules": status_operation.schedules(seen),
+        "schedules_reason": seen.schedules.reason or None,
         "paused": {name: _pause(wish) for name, wish in (seen.wishes.value or {}).items() if wish.paused},
     }
 
@@ -158,11 +171,11 @@ def _process(seen: Observation, name: str, words: dict[str, str]) -> dict[str, A
     part = seen.processes[name]
     blocked = _blocked(part.value or {})
     if blocked:
-        reason = f"waits for a person: {blocked}; see its log, and docs/operations.md#reader-blocked"
+        reason = f"waits for a person: {blocked}; see its log, and docs/runbooks.md#reader-blocked"
         return {"up": False, "reason": reason, "last_words": words.get(name)}
-    if part.up:
-        return {"up": True}
-    return {"up": False, "reason": part.reason, "last_words": words.get(name)}
+    if part.value is None:
+        return {"up": False, "reason": part.reason, "last_words": words.get(name)}
+    return {"up": True, **(status_operation.judgement(part.value) if name == "gateway" else {})}
 
 
 def _blocked(samples: Samples) -> str:
@@ -177,7 +190,7 @@ def _behind(seen: Observation, lsn: int) -> int | None:
 
 
 def render(found: dict[str, Any], rates: dict[str, str] | None = None) -> RenderableType:
-    """Two tables: stores beside the source, and processes."""
+    """Three tables: stores beside the source, processes, schedules."""
     from rich.console import Group
     from rich.table import Table
 
@@ -200,20 +213,27 @@ def render(found: dict[str, Any], rates: dict[str, str] | None = None) -> Render
     for name, process in found["processes"].items():
         extra = (rates.get(name, ""),) if rates is not None else ()
         processes.add_row(TITLES[name], _state(process, _note(found, name, process)), *extra)
-    return Group(stores, processes)
+    schedules = status_operation.table(found["schedules"], found["schedules_reason"] or "")
+    return Group(stores, processes, schedules)
 
 
 def _note(found: dict[str, Any], name: str, process: dict[str, Any]) -> str:
-    """That it stands still, or what it said when it ended."""
+    """That it stands still, what it said when it ended, or what it makes of counts."""
     wish = found.get("paused", {}).get(name)
     since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(wish["since"])) if wish else ""
     why = f" ({wish['why']})" if wish and wish["why"] else ""
-    return f"paused by {wish['by']} since {since}{why}" if wish else process.get("last_words") or ""
+    return (
+        f"paused by {wish['by']} since {since}{why}"
+        if wish
+        else process.get("last_words") or status_operation.words(process)
+    )
 
 
 def _state(part: dict[str, Any], note: str = "") -> str:
     from rich.markup import escape
 
+    if part.get("optional"):
+        return f"[yellow]not running[/]: {escape(part['reason'])}"
     if part["up"]:
         return f"[green]up[/]{f', {escape(note)}' if note else ''}"
     return f"[red]down[/]: {escape(part['reason'])}{f' ({escape(note)})' if note else ''}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,21 +28,21 @@ def top(
     seconds: Annotated[float, typer.Option(min=0.2, help="Between two looks.")] = 1.0,
 ) -> None:
     """Shows the same live, with rates, until Ctrl-C."""
-    from cdc.commands.status import last_words
+    from cdc.commands.status import document, gateway_expected, last_words
 
-    config = configuration(context)
-    ask(config, _watch(config, seconds, lambda: last_words(context)))
+    config, gateway = configuration(context), gateway_expected(context)
+    ask(config, _watch(config, seconds, lambda seen: document(seen, last_words(context), gateway)))
 
 
-async def _watch(config: Config, seconds: float, words: Callable[[], dict[str, str]]) -> None:
+async def _watch(config: Config, seconds: float, shown: Callable[[Observation], dict[str, Any]]) -> None:
     from rich.live import Live
 
     from cdc.commands.observation import observe
-    from cdc.commands.status import document, render
+    from cdc.commands.status import render
 
     before, counted = await observe(config), 0.0
     rows = before
-    with Live(render(document(before, words()), {}), screen=True, auto_refresh=False) as live:
+    with Live(render(shown(before), {}), screen=True, auto_refresh=False) as live:
         while True:
             await asyncio.sleep(seconds)
             count = before.time - counted > COUNT_SECONDS
@@ -51,7 +51,7 @@ async def _watch(config: Config, seconds: float, words: Callable[[], dict[str, s
                 counted, rows = seen.time, seen
             else:
                 _keep_rows(seen, rows)
-            live.update(render(document(seen, words()), _rates(before, seen)), refresh=True)
+            live.update(render(shown(seen), _rates(before, seen)), refresh=True)
             before = seen
 
 

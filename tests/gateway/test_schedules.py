@@ -57,6 +57,11 @@ async def test_it_runs_again_and_again_and_is_told(command: CommandLine, data: d
         assert any(line.startswith('cdc_schedule_runs_total{outcome="succeeded",schedule="beat"} ') for line in lines)
         shown = command.json("status", code=1)["schedules"]
         assert {one["name"] for one in shown} == {"beat", "prune", "verify"}
+    seen = command.json("status", code=1)  # neither it nor anything else runs
+    assert seen["processes"]["gateway"].get("optional")
+    assert "not running" in command.run("status").stdout
+    named = CommandLine(command.folder, data | {"gateway": data["gateway"] | {"address": "127.0.0.1:1"}})
+    assert "optional" not in named.json("status", code=1)["processes"]["gateway"]
     kinds = execute(data, "SELECT DISTINCT actor, action, origin FROM cdc.audit")
     assert kinds == [("schedule beat", "/admin/prune", "gateway")]
     overlapping = (
@@ -99,10 +104,11 @@ async def test_a_restart_does_not_set_the_clock_back(command: CommandLine, data:
     execute(data, "UPDATE cdc.schedules SET first_seen = now() - interval '20 hours' WHERE name = 'beat'")
     [(_, _, _, first_seen)] = execute(data, STANDING, ["beat"])
     async with running(command, data) as client:
-        line = f'cdc_schedule_last_success_timestamp_seconds{{schedule="beat"}} {first_seen.timestamp()}'
+        start = 'cdc_schedule_last_success_timestamp_seconds{schedule="beat"} '
 
         async def shown() -> bool:
-            return line in (await samples(data)).splitlines()
+            found = [line.removeprefix(start) for line in (await samples(data)).splitlines() if line.startswith(start)]
+            return bool(found) and abs(float(found[0]) - first_seen.timestamp()) < 0.001
 
         await until(shown, "the age since it was first asked for")
         assert (await entry(client))["last_success"] is None

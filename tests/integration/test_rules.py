@@ -13,9 +13,19 @@ import yaml
 
 from cdc import metrics
 from cdc.config import Freshness, load
-from tests.monitoring import PROMETHEUS, ROOT, RUNBOOK, dashboard_queries, metric_names, panels, rules, sections
+from tests.monitoring import (
+    OPERATIONS,
+    PROMETHEUS,
+    ROOT,
+    RUNBOOK,
+    dashboard_queries,
+    metric_names,
+    panels,
+    rules,
+    sections,
+)
 
-JOBS = {"cdc-reader", "cdc-redis", "cdc-faiss"}
+JOBS = {"cdc-reader", "cdc-redis", "cdc-faiss", "cdc-gateway"}
 
 
 def alerts() -> list[dict[str, Any]]:
@@ -73,7 +83,7 @@ def test_dashboard_uses_only_metrics_that_are_exported() -> None:
 def test_every_exported_metric_is_watched_and_documented() -> None:
     expressions = [*dashboard_queries(), *(rule["expr"] for rule in rules())]
     watched = {family(name) for expression in expressions for name in metric_names(expression)}
-    table = set(re.findall(r"^\| `(cdc_\w+)` \|", RUNBOOK.read_text(), re.M))
+    table = set(re.findall(r"^\| `(cdc_\w+)` \|", OPERATIONS.read_text(), re.M))
     exported = {family(name) for name in metrics.names()}
     assert exported == table
     assert exported == watched
@@ -113,8 +123,16 @@ def test_alert_leads_to_its_runbook_section(alert: dict[str, Any]) -> None:
     assert anchor in sections()
 
 
-def test_links_of_the_runbook_lead_somewhere() -> None:
-    assert set(re.findall(r"\]\(#([^)]+)\)", RUNBOOK.read_text())) <= set(sections())
+@pytest.mark.parametrize("document", [RUNBOOK, OPERATIONS], ids=lambda path: path.stem)
+def test_links_of_runbook_and_operations_lead_somewhere(document: Path) -> None:
+    for file, anchor in re.findall(r"\]\(([\w.]*)#([^)]+)\)", document.read_text()):
+        assert anchor in sections(document.parent / file if file else document), anchor
+
+
+def test_every_section_of_the_runbook_has_its_alert() -> None:
+    headings = re.findall(r"^## (.+)$", RUNBOOK.read_text(), re.M)
+    linked = {alert["annotations"]["runbook_url"].partition("#")[2] for alert in alerts()}
+    assert {heading.lower().replace(" ", "-").replace("'", "") for heading in headings} == linked
 
 
 def test_sections_of_alerts_say_what_how_and_mend() -> None:
