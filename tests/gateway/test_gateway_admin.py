@@ -152,7 +152,7 @@ async def test_who_has_sql_asks_by_a_row(command: CommandLine, data: dict[str, A
         asked = dict(execute(data, "SELECT kind, concat_ws(': ', outcome, reason) FROM cdc.signals"))
         assert asked["verify"] == "accepted"
         assert asked["rebuild"] == "refused: store: Input should be 'redis' or 'faiss'"
-        assert asked["pause"] == "refused: the gateway does verify, rebuild, snapshot by a signal"
+        assert asked["pause"] == "refused: component: Field required"
         job = "SELECT j.state, j.after->'result'->'equal' FROM cdc.jobs j JOIN cdc.signals s ON s.job_id = j.id"
         await until(lambda: execute(data, job) == [("succeeded", True)], "the verify's job")
     assert sorted(line[1:3] for line in execute(data, AUDIT)) == [

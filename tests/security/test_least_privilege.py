@@ -194,7 +194,8 @@ async def test_the_rights_end_there(secured: Secured, database: psycopg.Connecti
     producer = AIOKafkaProducer(**parties.consumer.kafka.client_options())
     await producer.start()
     try:
-        for topic in (parties.all.kafka.table_topic("public", "memories"), parties.all.kafka.progress_topic):
+        kafka = parties.all.kafka
+        for topic in (kafka.table_topic("public", "memories"), kafka.progress_topic, kafka.control_topic):
             with pytest.raises(TopicAuthorizationFailedError):
                 await producer.send_and_wait(topic, b"forged")
     finally:
