@@ -31,8 +31,9 @@ class Asked(Generic[T]):
 class Cached(Generic[T]):
     """`ask` raises CdcError when there is no answer; that is kept as its reason, and an older answer is not shown."""
 
-    def __init__(self, ask: Callable[[], Awaitable[T]], seconds: float) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[T]], seconds: float, share: float = SHARE) -> None:
         self._ask = ask
+        self._share = share
         self._seconds = seconds
         self.held: Asked[T] | None = None  # the last answer, however old
         self._due = 0.0  # monotonic seconds
@@ -55,5 +56,5 @@ class Cached(Generic[T]):
         except CdcError as error:
             answer = Asked(None, str(error), at)
         ended = time.monotonic()
-        self._due = ended + max(self._seconds, (ended - started) / SHARE)
+        self._due = ended + max(self._seconds, (ended - started) / self._share)
         return answer

@@ -132,7 +132,7 @@ class Scene(NamedTuple):
 def overview(scene: Scene) -> APIRouter:
     """`GET /overview`."""
     router = APIRouter(tags=["state"])
-    cached = Cached(lambda: _look(scene), SECONDS)
+    cached = Cached(lambda: _look(scene), SECONDS, share=1)  # the counts in it are kept for as long as they cost
 
     @router.get("/overview")
     async def look() -> Overview:

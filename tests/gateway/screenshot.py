@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import tempfile
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,18 @@ def main() -> None:
 async def shown(servers: Servers, command: CommandLine, data: dict[str, Any], asked: argparse.Namespace) -> None:
     """Writes, verifies, and takes the pictures."""
     async with running(command, data, *PIPELINE) as client:
-        done = time.monotonic() + 60 * asked.minutes
+        done = threading.Event()
         writing = asyncio.create_task(asyncio.to_thread(write, data["postgres"]["dsn"], standard_library(), done))
         headers = {"Authorization": f"Bearer {KEY}"}
-        await asyncio.sleep(30 * asked.minutes)  # some rows are there, and some come after it
+        await asyncio.sleep(60 * asked.minutes)
         await until(lambda: verified(client, headers), "a verify that finds no difference", 300)
-        look(str(client.base_url), DOCS)
+        await asyncio.to_thread(look, str(client.base_url), DOCS)
         if asked.more is not None:
             look(str(client.base_url), asked.more, dark=True)
             servers["redis"].stop()
             look(str(client.base_url), asked.more, well=False, prefix="down-")
             servers["redis"].start()
+        done.set()
         await writing
 
 
@@ -80,17 +82,16 @@ async def verified(client: httpx.AsyncClient, headers: dict[str, str]) -> bool:
     return bool(state == "succeeded")
 
 
-def write(dsn: str, texts: list[Text], done: float) -> None:
-    """A steady stream until then (monotonic seconds): a dozen a second come, five are touched, one goes."""
+def write(dsn: str, texts: list[Text], done: threading.Event) -> None:
+    """A steady stream until then: a dozen a second come, each with five that are touched, and one goes."""
     with psycopg.connect(dsn, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.executemany(INSERT, [(text.kind, text.content) for text in texts[:4000]])
-        for text in texts[4000:]:
-            if time.monotonic() > done:
+        for text in itertools.cycle(texts[4000:]):
+            if done.wait(0.08):
                 return
             cursor.execute(INSERT, [text.kind, text.content])
             cursor.execute(UPDATE)
             cursor.execute("DELETE FROM memories WHERE id = (SELECT id FROM memories LIMIT 1) AND random() < 0.1")
-            time.sleep(0.08)
 
 
 def look(address: str, folder: Path, *, dark: bool = False, well: bool = True, prefix: str = "") -> None:
