@@ -96,10 +96,12 @@ class RemoteIndex:
         except httpx.HTTPError as error:
             raise self._away(error) from error
 
-    async def digests(self, schema: str, table: str, keys: Sequence[bytes], *, versions: bool, each: bool) -> list[str]:
+    async def digests(
+        self, schema: str, table: str, keys: Sequence[bytes], *, versions: bool, each: bool, vectors: bool = True
+    ) -> list[str]:
         """Checksums over what the index really holds of at most `KEYS` keys; see consumers.faiss.digests."""
         asked = [key.decode() for key in keys]
-        body = {"table": f"{schema}.{table}", "keys": asked, "versions": versions, "each": each}
+        body = {"table": f"{schema}.{table}", "keys": asked, "versions": versions, "each": each, "vectors": vectors}
         return [str(one) for one in await self._ask("POST", "/digests", json=body)]
 
     async def stamps(self, schema: str, table: str, keys: Sequence[bytes]) -> list[bytes | None]:

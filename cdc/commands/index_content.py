@@ -24,6 +24,7 @@ from consumers.embedder import Embedder, embedder_from
 from consumers.faiss.arrays import Ids
 from consumers.faiss.columns import Source, Staged, TextColumn, VectorColumn
 from consumers.faiss.digests import DIGEST_BYTES, text_of
+from consumers.faiss.filters import Filters
 from consumers.faiss.ledger import State
 from consumers.faiss.metric import Metric
 from consumers.store import Record, Version
@@ -54,7 +55,8 @@ class IndexContent:
     def columns(config: Config, schema: str, table: str) -> set[str]:
         """What of a row is needed."""
         settings = config.table(schema, table)
-        return {name for name in (settings.vector or settings.text, settings.version_column) if name}
+        own = (settings.vector or settings.text, settings.version_column)
+        return {name for name in own if name} | set(config.filters())
 
     async def matches(self, pairs: Pairs) -> list[bool]:
         """Raises ConnectError, StoreError."""
@@ -98,22 +100,29 @@ class IndexContent:
     def _texts(self, pairs: Pairs) -> list[bytes]:
         vectors = _staged(self._kept, pairs)
         found = []
-        for (_key, row), (state, vector) in zip(pairs, vectors, strict=True):
+        for (_key, row), (state, vector, filters) in zip(pairs, vectors, strict=True):
             wanted = row_vector(row, self._version)
-            found.append(text_of(state, vector, encode_vector(wanted) if wanted is not None else b""))
+            found.append(text_of(state, vector, encode_vector(wanted) if wanted is not None else b"", filters))
         return found
 
     async def _one_by_one(self, pairs: Pairs) -> list[bool]:
-        held = await self._index.records(*self._table, [key for key, _row in pairs])
-        states = [state for state, _vector in _staged(self._kept, pairs)]
-        wanted = [vector for _state, vector in _staged(self._own, pairs)]
+        keys = [key for key, _row in pairs]
+        held = await self._index.records(*self._table, keys)
+        kept = _staged(self._kept, pairs)
+        states = [state for state, _vector, _filters in kept]
+        wanted = [vector for _state, vector, _filters in _staged(self._own, pairs)]
+        others = await self._index.digests(*self._table, keys, versions=False, each=True, vectors=False) if keys else []
+        filtered = [digest(text_of(state, None, b"", filters)) for state, _vector, filters in kept]
         return [
             version is not None
             and not version.deleted
             and state in (State.LIVE, State.BARE)
             and self._same_version(row, version)
             and self._same_vector(own, vector)
-            for (_key, row), state, own, (version, vector) in zip(pairs, states, wanted, held, strict=True)
+            and same
+            for (_key, row), state, own, (version, vector), same in zip(
+                pairs, states, wanted, held, map(str.__eq__, filtered, others), strict=True
+            )
         ]
 
     def _same_version(self, row: bytes, held: Version) -> bool:
@@ -146,20 +155,29 @@ def _source(config: Config, schema: str, table: str, metric: Metric | None, embe
     """`metric` None: vectors as they come."""
     settings = config.table(schema, table)
     if embedder is not None:
-        return TextColumn(settings.text or "", metric or "ip", embedder)
-    column, dimension = settings.vector or "", config.faiss.dimension
-    return _AsWritten(column, "ip", dimension) if metric is None else VectorColumn(column, metric, dimension)
+        return TextColumn(settings.text or "", metric or "ip", embedder, config.filters())
+    column, dimension, filters = settings.vector or "", config.faiss.dimension, config.filters()
+    if metric is None:
+        return _AsWritten(column, "ip", dimension, filters)
+    return VectorColumn(column, metric, dimension, filters)
 
 
-def _staged(source: Source, pairs: Pairs) -> list[tuple[int, Vector | None]]:
-    """State and vector of each row."""
+def _staged(source: Source, pairs: Pairs) -> list[tuple[int, Vector | None, bytes]]:
+    """State and vector of each row, and what a live one has in the columns that searches filter by."""
     number = len(pairs)
     unknown = np.full(number, State.UNKNOWN, dtype=np.uint8)
     staged = source.stage([record_of(*pair) for pair in pairs], unknown, np.zeros(number, dtype=np.uint64))
-    found: list[tuple[int, Vector | None]] = [(state, None) for state in staged.states.tolist()]
-    for place, vector in zip(staged.places.tolist(), staged.vectors, strict=True):
-        found[place] = (State.LIVE, vector)
+    found: list[tuple[int, Vector | None, bytes]] = [(state, None, b"") for state in staged.states.tolist()]
+    filters = _spelled(source, [staged.rows[place] for place in staged.places.tolist()])
+    for place, vector, values in zip(staged.places.tolist(), staged.vectors, filters, strict=True):
+        found[place] = (State.LIVE, vector, values)
     return found
+
+
+def _spelled(source: Source, rows: Sequence[Any]) -> list[bytes]:
+    filters, ids = Filters(source.reader.filters), np.arange(len(rows))
+    filters.note(ids, filters.encode(source.reader.filtered(rows)))
+    return filters.spelled(ids)
 
 
 def _scaled(own: Vector, held: Vector) -> bool:

@@ -1,6 +1,7 @@
 """Checksums over what the index really holds, so that verify need not fetch every vector.
 
-They are made of the vectors in the index itself, never of anything noted when they were written.
+They are made of the vectors in the index itself, never of anything noted when they were written, and of the columns
+that searches filter by.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ DIGEST_BYTES = 16  # of BLAKE2b
 _SHOWN = (State.LIVE, State.BARE)
 
 
-def text_of(state: int, vector: Vectors | None, version: bytes) -> bytes:
-    """What the checksum of a record is made of: its state, its float32 in little-endian bytes, its version vector."""
+def text_of(state: int, vector: Vectors | None, version: bytes, filters: bytes) -> bytes:
+    """What the checksum of a record is made of: its state, its float32 in little-endian bytes, its version vector, and
+    what `Filters.spelled` says of a live one."""
     if state not in _SHOWN:
         return b"-"
     floats = b"" if vector is None else vector.astype("<f4", copy=False).tobytes()
-    return b"%d" % state + floats + version
+    return b"%d" % state + floats + version + filters
 
 
-def digests(content: Content, keys: Sequence[bytes], *, versions: bool, each: bool) -> list[str]:
+def digests(content: Content, keys: Sequence[bytes], *, versions: bool, each: bool, vectors: bool = True) -> list[str]:
     """BLAKE2b in hex of what is held of the keys, one of all or one of each. Holds the gate while it copies."""
     with content.gate.reading():
         ledger = content.ledger
@@ -35,10 +37,15 @@ def digests(content: Content, keys: Sequence[bytes], *, versions: bool, each: bo
         known = np.maximum(ids, 0)
         states = np.where(ids >= 0, ledger.states[known], State.UNKNOWN)
         live = np.flatnonzero(states == State.LIVE)
-        vectors = _held(content.index, ids[live])
+        found = _held(content.index, ids[live]) if vectors else [None] * len(live)
+        filters = content.filters.spelled(ids[live])
         noted = ledger.vectors[known].tolist() if versions else [b""] * len(keys)
-    places = dict(zip(live.tolist(), vectors, strict=True))
-    texts = [text_of(state, places.get(at), noted[at] or b"") for at, state in enumerate(states.tolist())]
+    places = dict(zip(live.tolist(), zip(found, filters, strict=True), strict=True))
+    nothing = (None, b"")
+    texts = []
+    for at, state in enumerate(states.tolist()):
+        vector, values = places.get(at, nothing)
+        texts.append(text_of(state, vector, noted[at] or b"", values))
     if each:
         return [_digest(text) for text in texts]
     return [_digest(b"".join(texts))]

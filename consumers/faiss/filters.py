@@ -112,6 +112,17 @@ class FilterColumn:
         place = self._places.get(text)
         return (Tag.TEXT, place) if place is not None else compact(text)
 
+    def spelled(self, ids: Ids) -> list[bytes]:
+        """A text of each row's value, the same for the same value in every process."""
+        here = ids < len(self.tags)
+        known = np.where(here, ids, 0)
+        pairs = zip(np.where(here, self.tags[known], Tag.NULL).tolist(), self.bits[known].tolist(), strict=True)
+        return [self._spelled(tag, bits) for tag, bits in pairs]
+
+    def _spelled(self, tag: int, bits: int) -> bytes:
+        text = self.texts[bits].encode() if tag == Tag.TEXT else b"%d" % (bits if tag != Tag.NULL else 0)
+        return b"%d:%d:" % (tag, len(text)) + text
+
     def note(self, ids: Ids, cells: Cells) -> None:
         """What these rows have now."""
         need = int(ids.max(initial=-1)) + 1
@@ -173,6 +184,11 @@ class Filters:
         """What these rows have now, a `Cells` a column."""
         for column, found in zip(self.columns.values(), cells, strict=True):
             column.note(ids, found)
+
+    def spelled(self, ids: Ids) -> list[bytes]:
+        """A text of each row's values, for checksums; empty without columns."""
+        columns = [column.spelled(ids) for column in self.columns.values()]
+        return [b"".join(values) for values in zip(*columns, strict=True)] if columns else [b""] * len(ids)
 
     def forget(self, ids: Ids) -> None:
         """These rows have no values any more."""

@@ -69,10 +69,12 @@ class Reading:
             for key, position in found:
                 yield key, position
 
-    async def digests(self, schema: str, table: str, keys: Sequence[bytes], *, versions: bool, each: bool) -> list[str]:
+    async def digests(
+        self, schema: str, table: str, keys: Sequence[bytes], *, versions: bool, each: bool, vectors: bool = True
+    ) -> list[str]:
         """Checksums over what the index really holds of the keys; see consumers.faiss.digests."""
         asked = keys if (schema, table) == self._table else []
-        return await self._read(lambda content: digests(content, asked, versions=versions, each=each))
+        return await self._read(lambda content: digests(content, asked, versions=versions, each=each, vectors=vectors))
 
     async def stamps(self, schema: str, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
         """Positions and version vectors; see consumers.faiss.digests."""

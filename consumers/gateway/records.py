@@ -38,7 +38,8 @@ class Keys(BaseModel):
 
 
 class Checked(BaseModel):
-    """Keys of which checksums are asked, one of all or of `each`; `versions`: over their version vectors too."""
+    """Keys of which checksums are asked, one of all or of `each`; `versions`: over their version vectors too;
+    `vectors`: over their vectors."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,6 +47,7 @@ class Checked(BaseModel):
     keys: list[str] = Field(max_length=KEYS)
     versions: bool = False
     each: bool = False
+    vectors: bool = True
 
 
 class Doubted(BaseModel):
@@ -87,7 +89,9 @@ class Disagreed(BaseModel):
 class Verifiable(Protocol):
     """What verify asks of an index beside its records."""
 
-    async def digests(self, schema: str, table: str, keys: Sequence[bytes], *, versions: bool, each: bool) -> list[str]:
+    async def digests(
+        self, schema: str, table: str, keys: Sequence[bytes], *, versions: bool, each: bool, vectors: bool = True
+    ) -> list[str]:
         """Checksums over what is really held; see consumers.faiss.digests. Raises StoreError."""
 
     async def stamps(self, schema: str, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -177,7 +181,8 @@ def _verifying(router: APIRouter, store: Verifiable) -> None:
         schema, table = asked.table.split(".")
         keys = [key.encode() for key in asked.keys]
         try:
-            return await store.digests(schema, table, keys, versions=asked.versions, each=asked.each)
+            wanted = asked.model_dump(include={"versions", "each", "vectors"})
+            return await store.digests(schema, table, keys, **wanted)
         except StoreError as error:
             raise HTTPException(503, str(error)) from error
 

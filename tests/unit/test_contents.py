@@ -48,10 +48,13 @@ class Index:
         self.asked += 1
         return [self._held for _key in keys]
 
-    async def digests(self, schema: str, table: str, keys: Sequence[bytes], *, versions: bool, each: bool) -> list[str]:
+    async def digests(
+        self, schema: str, table: str, keys: Sequence[bytes], *, versions: bool, each: bool, vectors: bool = True
+    ) -> list[str]:
         version, vector = self._held
         state = State.BARE if vector is None else State.LIVE
-        texts = [text_of(state, vector, version.vector if versions else b"")] * len(keys)
+        held = text_of(state, vector if vectors else None, version.vector if versions else b"", b"")
+        texts = [held] * len(keys)
         return [digest(text) for text in texts] if each else [digest(b"".join(texts))]
 
 
