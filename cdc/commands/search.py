@@ -41,7 +41,7 @@ def search(
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
-        _show(found)
+        _show(found, config.table(*config.faiss.table.split(".", 1)).text)
 
 
 def conditions(filters: list[str], null: list[str]) -> dict[str, Any]:
@@ -89,7 +89,8 @@ def _refused(answer: Any) -> ConfigError | PreconditionError | StoreError:
     return StoreError(said, hint="see `cdc status`")
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(found: dict[str, Any], column: str | None) -> None:
+    """Of a row the column that is embedded, where there is one."""
     from rich.console import Console
     from rich.table import Table
 
@@ -97,7 +98,8 @@ def _show(found: dict[str, Any]) -> None:
     for heading in ("score", "key", "row"):
         table.add_column(heading)
     for hit in found["hits"]:
-        row = json.dumps(hit["row"], ensure_ascii=False) if hit["row"] is not None else "-"
+        columns = hit["row"] or {}
+        row = columns.get(column) or (json.dumps(columns, ensure_ascii=False) if columns else "-")
         cut = row if len(row) <= SHOWN else row[:SHOWN] + "…"
         table.add_row(f"{hit['score']:.4f}", json.dumps(hit["key"], ensure_ascii=False), cut)
     Console(markup=False, highlight=False).print(table)
