@@ -7,13 +7,12 @@ import getpass
 import json
 import socket
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cdc.commands.asking import ask
 from cdc.commands.configuration import configuration
-from cdc.wishes import Component
 
 if TYPE_CHECKING:
     from cdc.config import Config
@@ -22,6 +21,7 @@ TAKEN_SECONDS = 10.0  # a process that runs hears a wish within a second
 LOOK_SECONDS = 0.2
 ANSWER_SECONDS = 3.0  # a healthy process answers in milliseconds
 
+Component = Literal["reader", "redis", "faiss"]  # as cdc.wishes has it, whose clients `cdc --help` need not load
 Which = Annotated[Component, typer.Argument(help="The reader, or the store whose consumer is meant.")]
 Why = Annotated[str, typer.Option("--why", help="What others are to see beside it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Prints JSON.")]
