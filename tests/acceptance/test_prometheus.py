@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
+import redis
 
 from cdc.config import load
 from cdc.embedded.folder import Folder
@@ -25,10 +26,15 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no prometheus;
 
 TEXTS = 20
 ON_EVENTS = {  # these series are born with the first event of their kind, and none of them is due here
+    "cdc_backfill_rows_expected": "somebody asked for a backfill",
+    "cdc_backfill_rows_total": "the same",
+    "cdc_backfills_running": "the same",
+    "cdc_backfills_total": "the same",
     "cdc_index_retrains_total": "an index of another kind than Flat was trained anew",
     "cdc_reader_filled_total": "the output plugin left out a value",
     "cdc_reader_oversized_total": "a row was too large for a record",
     "cdc_reader_retries_total": "the reader lost a server",
+    "cdc_schedule_runs_total": "a schedule was due",
     "cdc_store_dead_letters_total": "a store refused a record",
     "cdc_store_rebuilds_total": "a store was filled anew",
     "cdc_store_retries_total": "a consumer lost a server",
@@ -98,7 +104,7 @@ def firing(prometheus: Prometheus) -> set[tuple[str, str]]:
         assert ROOT / file == RUNBOOK
         assert anchor in sections()
         labels = alert["labels"]
-        found.add((labels["alertname"], labels.get("store") or labels["job"]))
+        found.add((labels["alertname"], labels.get("store") or labels.get("job") or labels.get("schedule", "")))
     return found
 
 
@@ -134,6 +140,46 @@ async def test_a_dead_consumer_is_noticed_until_it_is_back(pipeline: Pipeline, p
     assert process_of(pipeline, "consumer-faiss") != dead
 
 
+async def test_a_loss_that_nobody_saw_is_noticed_until_it_is_mended(pipeline: Pipeline, prometheus: Prometheus) -> None:
+    await use(pipeline, prometheus)
+    await quiet(prometheus)
+    with redis.Redis.from_url(pipeline.found["redis_url"]) as working_memory:
+        working_memory.delete(next(working_memory.scan_iter("memory:*-*")))
+
+    def told() -> bool:
+        httpx.get(f"{pipeline.found['gateway']}/stats").raise_for_status()  # or the gateway's own look, each minute
+        return ("CdcCountsDiffer", "redis") in firing(prometheus)
+
+    await until(told, "the alert of counts that differ")
+    assert pipeline.cdc("verify", "--repair").returncode == 0  # as the runbook says
+
+    def mended() -> bool:
+        httpx.get(f"{pipeline.found['gateway']}/stats").raise_for_status()
+        return not prometheus.query("cdc_gateway_unexplained_rows > 0") and "CdcCountsDiffer" not in str(
+            firing(prometheus)
+        )
+
+    await until(mended, "the alert's end")
+
+
+async def test_a_store_that_no_verify_passed_is_noticed_until_one_does(
+    pipeline: Pipeline, prometheus: Prometheus
+) -> None:
+    await use(pipeline, prometheus)
+    with psycopg.connect(pipeline.found["postgres_dsn"], autocommit=True) as connection:
+        connection.execute("UPDATE cdc.verify_subjects SET first_seen = now() - interval '2 days'")
+        connection.execute("UPDATE cdc.verify_runs SET started_at = started_at - interval '2 days', "
+                           "ended_at = ended_at - interval '2 days'")  # fmt: skip
+
+    def stores() -> set[str]:
+        return {name for alert, name in firing(prometheus) if alert == "CdcVerifyNotPassed"}
+
+    await until(lambda: stores() == {"redis", "faiss"}, "the alert of each store")
+    done = pipeline.cdc("verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    await until(lambda: not stores(), "the alert's end")
+
+
 async def test_the_dashboard_shows_the_living_system(pipeline: Pipeline, prometheus: Prometheus) -> None:
     await use(pipeline, prometheus)
     queries = dashboard_queries()
@@ -147,7 +193,7 @@ async def test_the_dashboard_shows_the_living_system(pipeline: Pipeline, prometh
     for query in queries:
         prometheus.query(query)
     ops = {series["op"] for series, _ in prometheus.query("cdc_reader_records_total")}
-    assert ops == {"c", "u", "d", "tombstone"}
+    assert ops - {"r"} == {"c", "u", "d", "tombstone"}  # r: sent again by a repair
 
 
 async def use(pipeline: Pipeline, prometheus: Prometheus) -> None:
