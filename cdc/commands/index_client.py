@@ -22,6 +22,7 @@ from consumers.store import Version
 
 ANSWER_SECONDS = 30.0  # a thousand vectors take milliseconds; a busy writer may hold them back
 LOOK_SECONDS = 0.1  # between two looks how far the index is
+IDLE_SECONDS = 1.0  # a connection is used again within that: after 5 s the server closes it, maybe as we send
 KEYS = 1000  # a request, as the service allows
 JSON = {"content-type": "application/json"}
 WRONG: dict[int, type[CdcError]] = {412: PreconditionError, 422: ConfigError}  # how a search says no to its question
@@ -34,7 +35,10 @@ class RemoteIndex:
 
     def __init__(self, config: Config) -> None:
         self.address = index_address(config)
-        self._client = httpx.AsyncClient(base_url=f"http://{self.address}", timeout=ANSWER_SECONDS, trust_env=False)
+        kept = httpx.Limits(keepalive_expiry=IDLE_SECONDS)
+        self._client = httpx.AsyncClient(
+            base_url=f"http://{self.address}", timeout=ANSWER_SECONDS, trust_env=False, limits=kept
+        )
 
     async def __aenter__(self) -> RemoteIndex:
         return self

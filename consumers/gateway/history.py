@@ -12,9 +12,12 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+from cdc import log
 from cdc.errors import CdcError
 from consumers.gateway.parts import Parts, StoreView
 from consumers.gateway.stats import Statistics
+
+LOG = log.get(__name__)
 
 SAMPLE_SECONDS = 5.0
 KEPT_SECONDS = 3600.0
@@ -55,6 +58,7 @@ class History:
 
     def __init__(self, parts: Parts, statistics: Statistics, board: Board) -> None:
         self._parts, self._statistics, self._board = parts, statistics, board
+        self._told: dict[str, str] = {}  # why a store had no age, last
         self.samples: deque[Sample] = deque(maxlen=int(KEPT_SECONDS / SAMPLE_SECONDS))
 
     async def look(self) -> None:
@@ -81,8 +85,11 @@ class History:
     async def _age(self, view: StoreView, tables: list[str]) -> float | None:
         try:
             return self._parts.timeline.place(await view.offsets(), tables).age()
-        except CdcError:
-            return None  # why, the overview asks itself
+        except CdcError as error:
+            if self._told.get(view.name) != str(error):
+                LOG.info("nobody can tell how fresh a store is", store=view.name, reason=str(error))
+            self._told[view.name] = str(error)
+            return None
 
     async def _process(self, name: str) -> Seen:
         try:
