@@ -103,7 +103,8 @@ def look(address: str, folder: Path, *, dark: bool = False, well: bool = True, p
             chrome.find_element(By.ID, "query").send_keys(ASKED)
             wait_until(lambda: not well or chrome.find_element(By.ID, "state").text == "in step", "in step")
             wait_until(lambda: bool(chrome.find_elements(By.CSS_SELECTOR, "#hits li")), "hits")
-            wait_until(lambda: bool(chrome.find_elements(By.CSS_SELECTOR, "[data-place]")), "the path")
+            wait_until(lambda: not well or "records/s" in chrome.find_element(By.ID, "path").text, "the path's rates")
+            wait_until(lambda: not well or not chrome.find_elements(By.CSS_SELECTOR, ".wire.broken"), "all at work")
             (folder / f"{prefix}{name}{'-dark' if dark else ''}.png").write_bytes(picture(chrome))
 
 
