@@ -126,13 +126,6 @@ class Tracing(Section):
     sample: float = Field(0.01, ge=0, le=1)  # of the source's transactions
 
 
-class Tracing(Section):
-    """OpenTelemetry traces, for who has installed memory-cdc[trace]; off unless an endpoint is named."""
-
-    endpoint: str | None = Field(None, pattern=r"^https?://")  # OTLP/HTTP, e.g. http://localhost:4318/v1/traces
-    sample: float = Field(0.01, ge=0, le=1)  # of the source's transactions
-
-
 class Config(Section):
     """Everything. Build it with `load`."""
 
@@ -148,7 +141,6 @@ class Config(Section):
     index: Index = Index()
     gateway: Gateway = Gateway()
     freshness: Freshness = Freshness()
-    tracing: Tracing = Tracing()
     tracing: Tracing = Tracing()
     schedule: dict[str, Schedule] = Field({}, validate_default=True)
 

@@ -69,7 +69,7 @@ class Trail:
             self._spans.transaction(each.name, each.xid, each.commit_us * 1000, taken, ended, first=each.first)
 
     def applied(self, table: str, positions: Sequence[tuple[bytes, int, int]], begun: int) -> None:
-        """A store's batch is applied, begun at `begun` (ns); `positions`: position, partition, offset of each record."""
+        """A store's batch is applied, begun at `begun` (ns); `positions`: position, partition, offset of each."""
         ended = self.now()
         offsets = _ranges(positions)
         names = sorted({position[:DIGITS] for position, _partition, _offset in positions})
