@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -321,9 +321,7 @@ class Assembler:
         if not self._all(envelope, topic, chunk.rows.without(window.keys)):
             for row in chunk.rows:
                 self._one(envelope, topic, row, window.keys)
-        for old in chunk.gone:
-            if (key := envelope.key(old)) not in window.keys:
-                self._delete(envelope, topic, key, old, self._next())
+        self._gone(envelope, topic, chunk.gone, window.keys)
         self._finish(offer, envelope, topic)
 
     def _all(self, envelope: Envelope, topic: str, rows: Rows) -> bool:
@@ -336,6 +334,11 @@ class Assembler:
             self._chunk.put(topic, block)
             self._chunk.noted(topic, SNAPSHOT_HEAD, len(rows))
         return True
+
+    def _gone(self, envelope: Envelope, topic: str, gone: Sequence[list[Fragment]], skip: set[bytes]) -> None:
+        for old in gone:
+            if (key := envelope.key(old)) not in skip:
+                self._delete(envelope, topic, key, old, self._next())
 
     def _one(self, envelope: Envelope, topic: str, row: Packed, skip: set[bytes]) -> None:
         if row[0] not in skip:

@@ -15,7 +15,7 @@ from cdc.config import Config, parse
 from cdc.errors import GapError
 from cdc.kafka.block import Rows
 from cdc.kafka.chunk import Outgoing
-from cdc.kafka.progress import Progress, SnapshotState
+from cdc.kafka.progress import Backfill, Progress, SnapshotState
 from cdc.position import decode_position
 from cdc.source.events import MESSAGE_PREFIX, UNCHANGED, Begin, Column, Commit, Event, Message, Row, Table, Truncate
 from cdc.source.rows import Origin
@@ -194,6 +194,22 @@ async def test_a_chunk_stands_at_its_high_message_less_what_was_touched() -> Non
     assert chunk.progress is not None
     assert chunk.progress.snapshots[LABEL] == SnapshotState(done=True, after=["5"], rows=5)
     assert [offer.chunk for offer in chunk.offers] == [offering.chunk]
+
+
+async def test_a_key_without_a_row_is_deleted_at_the_high_message_unless_it_came() -> None:
+    target = assembler()
+    offering = Offering(target, [1])
+    offering.chunk.gone = [[b"7", UNCHANGED], [b"8", UNCHANGED]]
+    state = Backfill(table=LABEL, keys=[["1"], ["7"], ["8"]])
+    target.set_backfill("b", state)
+    table = target._offers["c"].snapshot
+    table.id, table.state = "b", state
+    chunk = feed(target, transaction(20, LOW), transaction(30, put(8)), transaction(40, HIGH))
+    assert places(chunk)[1:] == [(40, 1, "r", 1), (40, 2, "d", 7), (40, 2, None, 7)]
+    assert chunk.progress is not None
+    assert chunk.progress.backfills == {"b": Backfill(table=LABEL, done=True, rows=1, gone=2)}
+    assert LABEL not in chunk.progress.snapshots
+    assert not chunk.markers
 
 
 @pytest.mark.parametrize("harm", ["race", "truncate", "no low"])
