@@ -172,7 +172,7 @@ setup_python() {
     setup_compiler
     once dependencies requirements.txt -- pip --require-hashes -r requirements.txt
     once wheels requirements-wheels.txt -- pip --require-hashes -r requirements-wheels.txt
-    once package pyproject.toml cdc/source/_runs.pyx cdc/kafka/_packing.pyx -- pip --no-build-isolation --no-deps --no-index -e .
+    once package pyproject.toml cdc/digits.pxd cdc/source/_runs.pyx cdc/kafka/_packing.pyx -- pip --no-build-isolation --no-deps --no-index -e .
 }
 
 # ---- Kafka's jars -----------------------------------------------------------------------------------------------------
