@@ -16,7 +16,8 @@ import numpy as np
 from cdc.errors import StoreError
 from consumers.conditions import ABOVE, AMONG, BELOW, Condition, Key, Kind, Where, key_of, operand
 from consumers.faiss.arrays import Bytes, Ids, Mask
-from consumers.faiss.filters import INT64, TIMES, FilterColumn, Filters, Tag, decoded
+from consumers.faiss.cells import INT64, TIMES, Tag, decoded
+from consumers.faiss.filters import FilterColumn, Filters
 
 Span = tuple[Key | None, bool, Key | None, bool]  # low, whether it is left out, high, whether it is left out
 
@@ -182,7 +183,7 @@ def _by_value(column: FilterColumn, tags: Bytes, bits: Ids, kind: Kind, holds: C
     for tag in _present(tags):
         rows = np.flatnonzero(tags == tag)
         values, of_row = np.unique(bits[rows], return_inverse=True)
-        found[rows] = np.array([_fulfils(decoded(column, tag, value), kind, holds) for value in values.tolist()])[
+        found[rows] = np.array([_fulfils(decoded(column.texts, tag, value), kind, holds) for value in values.tolist()])[
             of_row
         ]
     return found

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from cdc.envelope import encode_floats
 from cdc.errors import StoreError
 from consumers.conditions import Condition, Kind, Where
-from consumers.faiss import filters
+from consumers.faiss import cells, filters
 from consumers.faiss.columns import VectorColumn
 from consumers.faiss.content import Content
 from consumers.faiss.snapshot import Kindred, load, read_manifest, take, write
@@ -201,9 +201,9 @@ def test_every_value_comes_back_as_it_was(given_values: list[Any]) -> None:
     column = filters.FilterColumn()
     tags, bits = column.encode(given_values)
     pairs = list(zip(tags.tolist(), bits.tolist(), strict=True))
-    beyond: Callable[[Any], bool] = lambda value: type(value) is int and value not in filters.INT64  # noqa: E731
+    beyond: Callable[[Any], bool] = lambda value: type(value) is int and value not in cells.INT64  # noqa: E731
     for value, (tag, cell) in zip(given_values, pairs, strict=True):
-        back = filters.decoded(column, tag, cell)
+        back = cells.decoded(column.texts, tag, cell)
         assert (str(value) if beyond(value) else value) == back
         assert type(back) is type(value) or beyond(value)
     same = {pair: repr(value) for pair, value in zip(pairs, given_values, strict=True)}
