@@ -146,6 +146,8 @@ def overview(scene: Scene) -> APIRouter:
 
 async def _look(scene: Scene) -> Overview:
     parts, history = scene.parts, scene.history
+    stats, kafka = await scene.statistics.get(), await _kafka(parts)
+    jobs, verifies = await _jobs(scene.work), await _verifies(scene.comparisons)  # what takes time is asked first
     heartbeat = parts.timeline.newest
     latest = history.samples[-1].processes if history.samples else {}
     return Overview(
@@ -153,14 +155,14 @@ async def _look(scene: Scene) -> Overview:
         table=parts.table,
         text_column=scene.text_column,
         objective_seconds=parts.objective_seconds,
-        stats=await scene.statistics.get(),
-        kafka=await _kafka(parts),
+        stats=stats,
+        kafka=kafka,
         heartbeat_age_seconds=None if heartbeat is None else max(0.0, time.time() - heartbeat.ts_us / 1e6),
         flows={name: _flow(seen, history.rate(name)) for name, seen in latest.items()},
         freshness=_freshness(history),
         letters={view.name: _letters(latest.get(view.name)) for view in parts.stores},
-        jobs=await _jobs(scene.work),
-        verifies=await _verifies(scene.comparisons),
+        jobs=jobs,
+        verifies=verifies,
     )
 
 
