@@ -21,6 +21,7 @@ from cdc.commands.verify import STORES, compare_all
 from cdc.config import Config
 from cdc.embedded import Endpoints
 from cdc.embedded.folder import free_port
+from cdc.errors import ConnectError
 from consumers.gateway.index import create_app
 from consumers.gateway.server import GatewayServer
 from tests.chance import seeded
@@ -211,3 +212,22 @@ async def test_a_sample_finds_a_share(servers: Endpoints, filled: str, tmp_path:
         assert found < planted
         assert 50 < len(found) < 150  # seven standard deviations
     assert np.isfinite(outcome.seconds)
+
+
+async def test_a_store_that_is_away_does_not_keep_the_others_from_being_compared(
+    servers: Endpoints, filled: str, tmp_path: Path
+) -> None:
+    config = made(servers, filled, tmp_path)
+    away = config.redis.model_copy(update={"url": f"redis://127.0.0.1:{free_port(set())}/0"})
+    told: list[Outcome] = []
+    async with served(config):
+        with pytest.raises(ConnectError):
+            await compare_all(
+                config.model_copy(update={"redis": away}), STORES, None, lambda step: None, on_outcome=told.append
+            )
+    failed, compared = told
+    assert (failed.store, failed.equal, failed.position) == ("redis", False, None)
+    assert failed.error
+    assert failed.run["error"] == failed.error
+    assert (compared.store, compared.equal, compared.found.rows) == ("faiss", True, ROWS)
+    assert compared.run["position"]
