@@ -40,8 +40,16 @@ AGAIN_SECONDS = 5  # what a client that finds no place is told to wait
 AGAIN_MS = 2000  # how long a browser waits before it comes back
 SLOW = "you are too slow: newer changes are held for a while only"
 CLOSED = "events are closed here → set [gateway] event_tables"
+EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "pattern": POSITION},
+        "event": {"type": "string", "enum": ["change", "end"]},
+        "data": {"type": "string"},
+    },
+}
 ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"description": "server-sent events", "content": {"text/event-stream": {"schema": EVENT}}},
     403: {"description": "none, or not this table", "model": Refusal},
     410: {"description": "no longer in the topics", "model": Refusal},
 }
