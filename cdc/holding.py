@@ -16,6 +16,7 @@ from cdc.errors import ConnectError, LoginError
 from cdc.kafka.writer import Writer
 from cdc.log import get
 from cdc.metrics import READER_RETRIES
+from cdc.waiting import Waiting
 
 log = get(__name__)
 BACKOFF = (0.2, 10.0)  # seconds: first and longest wait before a server is tried again
@@ -44,7 +45,7 @@ async def hold(error: ConnectError, writer: Writer, status: Coroutine[Any, Any, 
 
 async def _started(writer: Writer, source_name: str) -> None:
     """Starts it, which proves that Kafka answers and coordinates; again until it does."""
-    wait = BACKOFF[0]
+    wait, waiting = BACKOFF[0], Waiting()
     while True:
         await writer.close()
         try:
@@ -53,6 +54,7 @@ async def _started(writer: Writer, source_name: str) -> None:
             raise
         except ConnectError as error:
             READER_RETRIES.labels(source_name, type(error).__name__).inc()
-            log.warning("Kafka is away, the slot is held", reason=error.message, hint=error.hint)
+            if waiting.news(error.message):
+                log.warning("Kafka is away, the slot is held", reason=error.message, hint=error.hint)
         await asyncio.sleep(pause(wait))
         wait = min(wait * 2, BACKOFF[1])

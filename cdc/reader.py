@@ -39,6 +39,7 @@ from cdc.source.snapshot import OnProgress
 from cdc.source.stream import PluginFailed, SlotBusy
 from cdc.source.watch import watch_slot
 from cdc.streaming import Streaming
+from cdc.waiting import Waiting
 from cdc.wishes import Wishes
 
 log = get(__name__)
@@ -62,6 +63,7 @@ class Reader:
         self._failures, self._place = 0, ""  # of the output plugin, in a row, at the same change
         self._fenced = -FENCED_SECONDS  # when another writer took over last, in monotonic seconds
         self._resynced = -RESYNC_SECONDS  # when the topics were written anew last, in monotonic seconds
+        self._waiting = Waiting()
         self._stop = asyncio.Event()
         self._wishes = Wishes(config.kafka, "reader")
         self._streaming: Streaming | None = None
@@ -91,14 +93,16 @@ class Reader:
             try:
                 await self._or_stop(self._session())
             except SlotBusy as busy:
-                log.info("standing by", reason=busy.message)
+                if self._waiting.news(busy.message):
+                    log.info("standing by", reason=busy.message)
                 await self._or_stop(asyncio.sleep(STANDBY_SECONDS))
             except LoginError:
                 raise
             except ConnectError as error:
                 wait = BACKOFF[0] if time.monotonic() - begun > BACKOFF[1] else min(wait * 2, BACKOFF[1])
                 READER_RETRIES.labels(self._config.source_name, type(error).__name__).inc()
-                log.warning("waiting", reason=error.message, hint=error.hint, seconds=round(wait, 1))
+                if self._waiting.news(error.message):
+                    log.warning("waiting", reason=error.message, hint=error.hint, seconds=self._waiting.seconds)
                 await self._refuse_if_stuck(error)
                 await self._or_stop(asyncio.sleep(pause(wait)))
             except FencedError as error:
@@ -182,6 +186,7 @@ class Reader:
         except psycopg.Error as error:
             raise connect_error(error) from error
         SOURCE_GAP.labels(self._config.source_name).set(0)
+        self._waiting.over()
         streaming = self._streaming = Streaming(self._config, session, self.on_snapshot, self._wishes)
         try:
             await self._at_work(streaming)
