@@ -15,10 +15,11 @@ from cdc.assembler import Assembler
 from cdc.assembly import Assembly
 from cdc.config import parse
 from cdc.envelope import SWEEP_KEY, TRUNCATE_KEY
-from cdc.kafka.progress import Progress, SnapshotState, decode_progress, encode_progress
+from cdc.kafka.progress import Backfill, Progress, SnapshotState, decode_progress, encode_progress
 from cdc.kafka.writer import encode_heartbeat
 from cdc.position import MAX_ORDINAL, Position
 from cdc.session import first_progress
+from cdc.source.backfill import open_among, read_request
 from cdc.source.rows import OP, Origin
 from cdc.source.slot import Slot, check_gap
 from tests.property.delivery.snapshots import Job
@@ -34,6 +35,7 @@ class Run:
 
     def __init__(self, source: Source, progress: Progress, slot: int) -> None:
         self.jobs: deque[Job] = deque()
+        self.backfills: deque[Job] = deque()
         origin = Origin(CONFIG.source_name, "db", progress.epoch)
         self.assembler = Assembler(CONFIG, origin, progress, self._request, confirmed_lsn=slot)
         self.assembler.begin()
@@ -44,9 +46,19 @@ class Run:
             state = progress.snapshots.get(".".join(name), SnapshotState())
             if not state.done:
                 self.jobs.append(Job(name, state))
+        for identity, backfill in open_among(progress.backfills).items():
+            self._begin(identity, backfill)
+
+    def _begin(self, identity: str, state: Backfill) -> None:
+        schema, table = state.table.split(".")
+        self.backfills.append(Job((schema, table), state, identity))
 
     def _request(self, content: dict[str, object]) -> None:
         """As the reader does it."""
+        if content["kind"] == "backfill":
+            identity, state = read_request(content)
+            self.assembler.set_backfill(identity, state)
+            return self._begin(identity, state)
         table = content["table"]
         assert isinstance(table, list)
         label = ".".join(table)
@@ -56,9 +68,12 @@ class Run:
             self.jobs.append(Job((table[0], table[1]), SnapshotState()))
 
     def copy(self, which: int, source: Source, *, cut: bool) -> bool:
-        """The next step of the snapshot under way."""
-        while self.jobs and self.jobs[0].over:
-            self.jobs.popleft()
+        """The next step of the snapshot under way, or of the backfill beside it."""
+        for queue in (self.jobs, self.backfills):
+            while queue and queue[0].over:
+                queue.popleft()
+        if self.backfills and (which & 2 or not self.jobs):
+            return self.backfills[0].step(which, source, self.assembler, cut=cut)
         if not self.jobs:
             return False
         self.assembler.requested.discard(".".join(self.jobs[0].name))
@@ -75,6 +90,7 @@ class Reading:
         self.heartbeats: list[bytes] = []
         self.written = {topic: len(source.expected[topic]) for topic in TOPICS.values()}
         self._skipped = dict(self.written)  # changes no stream brings: before the slot, or lost to a resync
+        self.asked: list[tuple[bytes, Name, set[int]]] = []  # keys to be sent again: from which position on
         self.complete: dict[Name, bytes] = {}  # since when a table's topic holds all of it
         self.run: Run | None = None
         self._open: tuple[Transaction, Assembly] | None = None
@@ -191,7 +207,7 @@ class Reading:
         for topic, records in chunk.records.items():
             expected, at = self.source.expected[topic], self.written[topic]
             for key, value, _timestamp, headers in records:
-                if value is None or key == SWEEP_KEY or value[OP] == b"r":
+                if value is None or key == SWEEP_KEY or b'"snapshot":"true"' in value:
                     continue
                 found = headers[0][1], None if key == TRUNCATE_KEY else key, value[OP].decode()
                 assert found == expected[at], "a change is missing, doubled or out of order"
@@ -224,4 +240,5 @@ class Reading:
         self.written = {topic: len(self.source.expected[topic]) for topic in TOPICS.values()}
         self._skipped = dict(self.written)
         self.complete.clear()
+        self.asked.clear()
         return True

@@ -1,4 +1,4 @@
-"""The model's snapshot of a table: what `cdc.source.snapshot.SnapshotJob` does, one step at a time."""
+"""The model's snapshot of a table or of some keys: what `cdc.source.snapshot.SnapshotJob` does, one step at a time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from cdc.assembler import Assembler
 from cdc.kafka.block import Rows
-from cdc.kafka.progress import SnapshotState
+from cdc.kafka.progress import Backfill, SnapshotState
+from cdc.source.events import UNCHANGED
 from cdc.source.runs import packed
-from cdc.source.snapshot import Span, TableSnapshot
+from cdc.source.snapshot import TableSnapshot
+from cdc.source.spans import Span
 from cdc.source.window import Chunk
 from tests.property.delivery.source import TABLES, Name, Source, fragments
 
@@ -31,15 +33,17 @@ class Copying:
 
 @dataclass
 class Job:
-    """Spans of one table, each copied between two watermarks."""
+    """Spans of one table, each copied between two watermarks. `id`: of a backfill, which is of some keys."""
 
     name: Name
     state: SnapshotState
+    id: str = ""
     copying: list[Copying] = field(default_factory=list)
     numbers: int = 0
 
     def __post_init__(self) -> None:
-        self.table = TableSnapshot(self.name, self.state)
+        self.table = TableSnapshot(self.name, self.state, self.id)
+        self.keys = {int(key) for (key,) in self.state.keys} if isinstance(self.state, Backfill) else None
         self.after, self.exhausted = self.state.after, self.state.done
 
     @property
@@ -56,7 +60,7 @@ class Job:
             return False
         worker = self.copying[which % len(self.copying)]
         if worker.stage == "low":
-            worker.id = f"{id(self)}.{source.lsn}"
+            worker.id = f"{id(self)}.{worker.span.number}.{source.lsn}"
             source.message(self._content("low", worker))
             worker.stage = "read"
         elif worker.stage == "read":
@@ -80,7 +84,8 @@ class Job:
 
     def _between(self, source: Source, after: list[str] | None, upto: list[str] | None) -> list[int]:
         low, high = int(after[0]) if after else -1, int(upto[0]) if upto else 1 << 30
-        return sorted(key for key in source.visible(self.name)[0] if low < key <= high)
+        found = source.visible(self.name)[0]
+        return sorted(key for key in found if low < key <= high and (self.keys is None or key in self.keys))
 
     def _read(self, worker: Copying, source: Source, cut: bool) -> Chunk:
         rows, shot = source.visible(self.name)
@@ -90,7 +95,8 @@ class Job:
         final = worker.span.upto is None and not cut
         content = Rows.of(packed(TABLES[self.name], fragments(key, rows[key])) for key in keys)
         last = [str(keys[-1])] if keys else None
-        return Chunk(worker.id, self.name, TABLES[self.name], content, shot, last, final, not cut)
+        gone = [[b"%d" % key, UNCHANGED] for key in sorted((self.keys or set()) - rows.keys())] if final else []
+        return Chunk(worker.id, self.name, TABLES[self.name], content, shot, last, final, not cut, gone)
 
     def _answered(self, worker: Copying) -> bool:
         assert worker.written is not None

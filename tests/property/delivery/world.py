@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from uuid import UUID
 
+from cdc.position import MAX_ORDINAL, Position
 from tests.property.delivery.consuming import Consumer, Index, Server
 from tests.property.delivery.reading import Reading
 from tests.property.delivery.source import KEYS, NAMES, TOPICS, Name, Source, key_bytes
@@ -38,6 +41,7 @@ class World:
 
     def __init__(self, *, repeats: bool = False) -> None:
         self.steps: Counter[str] = Counter()
+        self._requests = 0
         self.source = Source()
         rows = ((6, name, key, 0) for name in NAMES for key in range(0, KEYS, 2))
         self.source.commit(rows, hide=False)  # there before the slot
@@ -86,6 +90,19 @@ class World:
         """Somebody asks for a snapshot."""
         schema, table = NAMES[tape.byte() % 2]
         self.source.message(b'{"kind":"snapshot","table":["%b","%b"]}' % (schema.encode(), table.encode()))
+        return True
+
+    def ask(self, tape: Tape) -> bool:
+        """Somebody asks for some keys, whether they have rows or not."""
+        name = NAMES[tape.byte() % 2]
+        keys = {tape.byte() % KEYS for _ in range(1 + tape.byte() % 6)}
+        self._requests += 1
+        content = {
+            "kind": "backfill", "id": str(UUID(int=self._requests)), "table": name, "keys": [[str(k)] for k in keys],
+        }  # fmt: skip
+        self.source.message(json.dumps(content).encode())
+        position = Position(self.source.epoch, self.source.log[-1].lsn, MAX_ORDINAL)
+        self.reading.asked.append((position.encode(), name, keys))
         return True
 
     # reader
@@ -197,7 +214,8 @@ class World:
             done = [reading.feed(50), reading.take(), reading.write(), reading.decide("commit")]
             done += [reading.run.copy(which, self.source, cut=False) for which in (1, 2)]
             self._count("drain", any(done))
-            if not any(done) and reading.run.at == len(self.source.log) and not reading.run.jobs:
+            run = reading.run
+            if not any(done) and run.at == len(self.source.log) and not run.jobs and not run.backfills:
                 return
         raise AssertionError("the reader never comes to an end")
 
@@ -209,6 +227,9 @@ class World:
             assert topic.keys() == set(map(key_bytes, rows)), "the topic differs from the source"
             held = consumer.store.versions(name, list(topic))
             assert [version and version.position for version in held] == [*map(position_of, topic.values())]
+            for position, asked, keys in self.reading.asked:
+                again = [topic[key_bytes(key)] for key in keys & rows.keys()] if asked == name else []
+                assert all(position_of(record) > position for record in again), "a key asked for was not sent again"
         freshness = consumer.freshness.position
         last = self.source.log[-1].lsn
         assert int(freshness[8:24] or b"0", 16) == last, "a store that holds everything does not say so"
@@ -221,9 +242,9 @@ def _some(order: int) -> list[Place]:
 
 
 _WEIGHTS: dict[Callable[[World, Tape], bool], int] = {
-    World.commit: 36, World.heartbeat: 10, World.request: 1, World.start: 8, World.feed: 46, World.copy: 24,
-    World.take: 20, World.write: 20, World.decide: 24, World.fail: 3, World.kill: 2, World.go_back: 2, World.resync: 1,
-    World.compact: 5, World.deliver: 33, World.die: 3, World.rewind: 2, World.flush: 4, World.prune: 2, World.hear: 8,
-    World.rebuild: 1,
+    World.commit: 36, World.heartbeat: 10, World.request: 1, World.ask: 4, World.start: 8, World.feed: 46,
+    World.copy: 24, World.take: 20, World.write: 20, World.decide: 24, World.fail: 3, World.kill: 2, World.go_back: 2,
+    World.resync: 1, World.compact: 5, World.deliver: 33, World.die: 3, World.rewind: 2, World.flush: 4, World.prune: 2,
+    World.hear: 8, World.rebuild: 1,
 }  # fmt: skip
 STEPS = [(act.__name__, act) for act, weight in _WEIGHTS.items() for _ in range(weight)]
