@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cdc.commands.asking_for_rows import Wanted, backfill, planned
 from cdc.commands.snapshot import request
 from tests.crash.cases import ANYWHERE, Case
 from tests.crash.invariants import Violation, catch_up_bound, caught_up_in_time, rebuilt_equal
@@ -105,14 +106,20 @@ async def _armed(rig: Rig, case: Case, chance: random.Random) -> bool:
     else:
         rig.children[name].kill()
     if case.point.startswith("snapshot."):
-        await asyncio.to_thread(_ask_for_snapshot, rig)
+        await asyncio.to_thread(_ask_for_rows, rig, chance.choice(("all", "part", "keys")))
     rig.start(name, f"{case.point}=kill@{chance.randint(1, case.most)}")
     return await _dead(rig.children[name], case)
 
 
-def _ask_for_snapshot(rig: Rig) -> None:
-    """The request waits in the slot for the next reader."""
-    asyncio.run(request(rig.config, "public.memories", lambda _line: None, wait=False))
+def _ask_for_rows(rig: Rig, what: str) -> None:
+    """The request waits in the slot for the next reader: a whole table, all its rows without a sweep, or keys, of which
+    some have rows."""
+    if what == "all":
+        asyncio.run(request(rig.config, "public.memories", lambda _line: None, wait=False))
+        return
+    keys = [str(key) for key in range(1, 200)] if what == "keys" else []
+    plan = planned(rig.config, Wanted("public.memories", keys))
+    asyncio.run(backfill(rig.config, plan, lambda _rows, _total: None, wait=False))
 
 
 async def _dead(child: CommandChild, case: Case) -> bool:

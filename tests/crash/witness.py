@@ -111,6 +111,8 @@ class Witness:
 
     def _note(self, table: str, key: bytes, event: ChangeEvent) -> None:
         if event.op == "d":
+            if event.source.snapshot == "true":
+                return  # somebody asked for a key that has no row
             self._seen[Change(Key(table, str(_ID.decode(key).id)), None)] += 1
             return
         row = _ROW.decode(event.after)
@@ -130,7 +132,7 @@ class Witness:
         return self.progress
 
     async def caught_up(self, lsn: int, seconds: float) -> None:
-        """Returns once progress is at `lsn` with all snapshots done, and all records up to there are seen."""
+        """Returns once progress is at `lsn`, all snapshots and backfills done, and all records up to there are seen."""
 
         def done() -> bool:
             progress = self.progress
@@ -139,6 +141,7 @@ class Witness:
                 and progress.commit_lsn >= lsn
                 and len(progress.snapshots) == len(self._topics)
                 and all(state.done for state in progress.snapshots.values())
+                and all(state.ended for state in progress.backfills.values())
             )
 
         await until(done, f"progress up to {lsn}", seconds)
