@@ -161,7 +161,9 @@ class Freshness:
         """Returns once everything up to `position` is applied; the caller bounds the time.
 
         Without waiting for a heartbeat: as soon as any record at or after `position` is applied, everything before it
-        is in Kafka, because transactions arrive in order; then each partition only has to reach its present end.
+        is in Kafka, because transactions arrive in order; then each partition only has to reach its present end. `ends`
+        are those of the logs, open transactions included: the marks that commit one come to its partitions one by one,
+        so that readers of committed records may see it in one partition and still end before it in another.
         """
         while self.position < position:
             if self.newest >= position:

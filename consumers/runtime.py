@@ -36,6 +36,7 @@ from consumers.freshness import Freshness
 from consumers.gauges import Gauges
 from consumers.insistence import Insistence, Interrupted
 from consumers.isolation import apply_isolating, without
+from consumers.logs import LogEnds
 from consumers.parked import Parked
 from consumers.partitions import POLL_RECORDS, Partitions, Polls
 from consumers.redrive import Redrive
@@ -84,6 +85,7 @@ class Runtime:
         self._next_commit = 0.0  # loop time
         self._again: Iterator[float] | None = None  # delays, while refills follow each other
         self._dead_letters = DeadLetters(config, store.name)
+        self._logs = LogEnds(config)
         self._trail = Trail(config, store.name)
         self.freshness = Freshness(config, store.name)
         self.gauges = Gauges(store.name, counts)
@@ -109,7 +111,10 @@ class Runtime:
 
     async def wait_for(self, position: bytes) -> None:
         """Returns once everything up to `position` is applied; the caller bounds the time."""
-        await self.freshness.wait_for(position, self.partitions.ends, self.partitions.reached)
+        await self.freshness.wait_for(position, self._written, self.partitions.reached)
+
+    async def _written(self) -> dict[Partition, int]:
+        return await self._logs.ends(list(self.partitions.reached))
 
     async def serve(self) -> None:
         """`run` until SIGTERM or SIGINT, as what a process is there for."""
@@ -151,6 +156,7 @@ class Runtime:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.partitions.stop()
         await self._dead_letters.close()
+        await self._logs.close()
         await self._store.close()
 
     async def _start(self) -> None:

@@ -22,9 +22,10 @@ from cdc.errors import MALFORMED, CdcError, ConnectError, DecodeError, Precondit
 from cdc.position import Position, decode_position
 from consumers.freshness import LOOK_BACK
 from consumers.gateway.changes import Change, change_of
-from consumers.gateway.ordered import Ends, Ordered
+from consumers.gateway.ordered import Ordered
 from consumers.gateway.ring import Ring
 from consumers.gateway.timeline import Timeline
+from consumers.logs import Ends
 from consumers.store import Partition, Record
 from consumers.tail import follow, tail
 from consumers.topics import TableTopics, table_partitions

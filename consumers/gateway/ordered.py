@@ -11,68 +11,20 @@ Memory: of each partition what one poll brings, whatever the length of the stret
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 
 from cdc import log
 from cdc.config import Config
 from consumers.batches import to_records
-from consumers.connection import disconnect
-from consumers.partitions import FETCH_WAIT_MS, PARTITION_BYTES
+from consumers.logs import Connected
 from consumers.store import Partition, Record
 
 LOG = log.get(__name__)
 
 POLL_MS = 50  # the marks that end a transaction come without a record, so nothing tells of them: they are looked for
 POLL_RECORDS = 2000
-
-
-class Connected:
-    """A consumer of ours without a group, as a context."""
-
-    def __init__(self, config: Config, isolation: str) -> None:
-        self._consumer: Any = AIOKafkaConsumer(
-            **config.kafka.client_options(),
-            isolation_level=isolation,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            max_partition_fetch_bytes=PARTITION_BYTES,
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-        )
-
-    async def __aenter__(self) -> Any:
-        try:
-            await self._consumer.start()
-        except BaseException:
-            await disconnect(self._consumer)
-            raise
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        await disconnect(self._consumer)
-
-
-class Ends(Connected):
-    """Where logs end, records of open transactions included, and which topics there are."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config, "read_uncommitted")
-
-    async def ends(self, partitions: Collection[Partition]) -> dict[Partition, int]:
-        """Raises KafkaError."""
-        found = await self._consumer.end_offsets([TopicPartition(*p) for p in partitions]) if partitions else {}
-        return {tuple(partition): end for partition, end in found.items()}
-
-    async def starts(self, partitions: Collection[Partition]) -> dict[Partition, int]:
-        """The first offset each log still has. Raises KafkaError."""
-        found = await self._consumer.beginning_offsets([TopicPartition(*p) for p in partitions]) if partitions else {}
-        return {tuple(partition): start for partition, start in found.items()}
-
-    async def topics(self) -> set[str]:
-        """All there are now. Raises KafkaError."""
-        return set(await self._consumer.topics())
 
 
 class Ordered(Connected):

@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from cdc.config import Config
+from cdc.envelope import POSITION_HEADER, VERSION_HEADER
+from cdc.position import Position
+from cdc.version import encode_vector
 from consumers.runtime import Runtime
 from consumers.store import Applied, Batch, Offsets
 from tests.memory_store import Memory, MemoryStore, live, rows, running, sample
@@ -160,6 +164,32 @@ async def test_a_position_can_be_waited_for(config: Config, topics: TopicWriter)
             await asyncio.wait_for(runtime.wait_for(future), 0.3)
         await topics.heartbeat()
         await asyncio.wait_for(runtime.wait_for(future), LIMIT_SECONDS)
+
+
+async def test_a_position_is_not_reached_while_its_commit_has_come_to_some_partitions_only(
+    config: Config, topics: TopicWriter
+) -> None:
+    """The marks that commit a transaction are written partition by partition: until the last one is, a store lacks rows
+    of it although others can be read. Here as two transactions, of which the second partition's is still open."""
+    memory, partner = Memory(), AIOKafkaProducer(**config.kafka.client_options(), transactional_id="partner")
+    topic = config.kafka.table_topic("public", "memories")
+    async with running(config, MemoryStore(memory), exclusive=True) as runtime:
+        await partner.start()
+        try:
+            first = topics.next_position()
+            (row, other), last = rows(range(2)), Position(1, first.commit_lsn, 1)
+            async with partner.transaction():
+                key, value, _position = topics.item(TABLE, "c", row, first)
+                headers = [(POSITION_HEADER, first.encode()), (VERSION_HEADER, encode_vector({"memories": 1}))]
+                await partner.send_and_wait(topic, value, key=key, headers=headers, partition=1)
+                await topics.write(TABLE, [topics.item(TABLE, "c", other, last)], partition=0)
+                await until(lambda: runtime.freshness.newest == last.encode(), "the row whose commit came")
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(runtime.wait_for(last.encode()), 0.5)
+            await asyncio.wait_for(runtime.wait_for(last.encode()), LIMIT_SECONDS)
+            assert live(memory) == 2
+        finally:
+            await partner.stop()
 
 
 async def test_only_the_tables_asked_for(config: Config, topics: TopicWriter) -> None:
