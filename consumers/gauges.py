@@ -20,7 +20,8 @@ class Gauges:
         self._counts = counts
         self._next_count = 0.0
         self._shows = True
-        self._tables: set[str] = set()  # those whose rows are shown
+        self._rows: dict[str, int] = {}  # as shown, by table
+        self._upserts = 0
 
     def up(self, answers: bool) -> None:
         """Whether the store answered last."""
@@ -35,8 +36,12 @@ class Gauges:
         self._shows = rows
         if not rows:
             self._next_count = 0.0
-            while self._tables:
-                metrics.STORE_ROWS.remove(self._store, self._tables.pop())
+            for table in list(self._rows):
+                self._withdraw(table)
+
+    def _withdraw(self, table: str) -> None:
+        del self._rows[table]
+        metrics.STORE_ROWS.remove(self._store, table)
 
     async def count(self, tables: Sequence[tuple[str, str]]) -> None:
         """Rows of each `(schema, table)`, the rarer the longer it takes. Raises what the store raises."""
@@ -44,11 +49,13 @@ class Gauges:
         if self._counts is None or not self._shows or started < self._next_count:
             return
         for schema, table in tables:
+            upserts = self._upserts
             rows = await self._counts.count(schema, table)
             if not self._shows:
                 return  # it was lost meanwhile
-            metrics.STORE_ROWS.labels(self._store, f"{schema}.{table}").set(rows)
-            self._tables.add(f"{schema}.{table}")
+            if rows or upserts == self._upserts:
+                self._rows[f"{schema}.{table}"] = rows
+                metrics.STORE_ROWS.labels(self._store, f"{schema}.{table}").set(rows)
         ended = time.monotonic()
         self._next_count = ended + (ended - started) / COUNT_SHARE
 
@@ -56,6 +63,10 @@ class Gauges:
         """A batch's counts, and the time from commit to applied of its last record: a sample, it costs a decode."""
         table = f"{batch.schema}.{batch.table}"
         metrics.STORE_RECORDS.labels(self._store, table, "upsert").inc(applied.upserts)
+        self._upserts += applied.upserts
+        if applied.upserts and self._rows.get(table) == 0:
+            self._withdraw(table)  # a count may be some seconds old, but not a 0 that is no truth any more
+            self._next_count = 0.0
         metrics.STORE_RECORDS.labels(self._store, table, "delete").inc(applied.deletes)
         metrics.STORE_STALE.labels(self._store).inc(applied.stale)
         metrics.STORE_BATCH.labels(self._store).observe(len(batch.records))

@@ -27,6 +27,10 @@ from consumers.store import Offsets, Partition
 
 VISIBLE_SECONDS = 1.0  # a commit of that age is seen by every new snapshot; before that it may have only been decided
 PASS_SECONDS = 3.0  # for a heartbeat to come through a pipeline that works; it takes milliseconds
+UNTOLD = (
+    f"its counts differ from PostgreSQL's, and no heartbeat came through within {PASS_SECONDS:g} s to tell whether lag "
+    "explains that: is the reader running?"
+)
 T = TypeVar("T")
 
 
@@ -165,7 +169,9 @@ class Statistics:
         stats.filled = filled(self._parts.timeline, offsets, tables, self._parts.objective_seconds)
         reasons = self._late(view.name, place, stats.filled)
         unlike = await self._unlike(view, look.value, source.value) if source.value is not None else None
-        if unlike is not None:
+        if source.value is not None and unlike is None:
+            reasons.append(f"{view.name}: {UNTOLD}")
+        elif unlike is not None:
             stats.unexplained = dict.fromkeys(tables, 0) | {table: found.beyond for table, found in unlike.items()}
             reasons += [_sentence(view.name, table, found) for table, found in unlike.items() if found.beyond]
         return stats, reasons
@@ -179,7 +185,7 @@ class Statistics:
         return [f"{name} is {age:.1f} s behind, the objective is {objective:g} s"] if age > objective else []
 
     async def _unlike(self, view: StoreView, look: StoreLook, source: SourceLook) -> dict[str, Unlike] | None:
-        """None when the topics lack what was counted: when that lasts, the store's age says so."""
+        """None while nobody can tell: the topics lack what was counted."""
         unlike: dict[str, tuple[int, int]] = {}
         for table, held in look.tables.items():
             wanted = source.tables.get(table)

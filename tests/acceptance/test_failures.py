@@ -79,8 +79,8 @@ async def test_a_health_page_that_said_0(town: Town) -> None:
             assert any(reason.startswith(f"{server} is down: ") for reason in found["reasons"]), found["reasons"]
             await town.up(server)
             await town.in_step()
-    assert looks["stats"] > 20
-    assert looks["metrics"] > 20
+    assert looks["stats"] > 5
+    assert looks["metrics"] > 5
 
 
 @asynccontextmanager
@@ -117,7 +117,9 @@ async def honest_page(town: Town) -> bool:
             assert place["reason"]
             continue
         held = place["tables"].get(TABLE)  # absent when nobody can be asked which tables there are
-        behind = name == "faiss" and found["status"] == "degraded"  # a killed index is read back, and says so
+        rest = 0 if held is None else held["records"] + (place.get("lag_records") or 0)
+        # a killed index is read back, and says so, or how many records are still to come
+        behind = name == "faiss" and (found["status"] == "degraded" or rest >= ROWS > held["records"] > 0)
         assert held or found["status"] == "degraded", (name, found)
         assert not held or held["records"] == ROWS or behind, (name, found)
     return True
@@ -146,10 +148,14 @@ async def test_a_store_that_was_emptied_says_so(town: Town) -> None:
         assert await store.open() == {}
     finally:
         await store.close()
+
+    async def emptied() -> bool:
+        found = await status(town.gateway)
+        assert (found["status"], found["stores"]["redis"]["filled"]) == ("degraded", 0)
+        return bool(found["stores"]["redis"]["tables"][TABLE]["records"] == 0)
+
+    await until(emptied, "a count taken since")  # one is kept for ten times as long as it took
     found = await status(town.gateway)
-    assert found["stores"]["redis"]["filled"] == 0
-    assert found["stores"]["redis"]["tables"][TABLE]["records"] == 0
-    assert found["status"] == "degraded"
     assert [reason for reason in found["reasons"] if reason.startswith("redis is being filled: it has 0%")]
     answer = (await town.gateway.get("/memories", params={"user_id": "user 1", "limit": 1000})).json()
     assert (answer["source"], len(answer["memories"])) == ("postgres", (ROWS + 1) // 2)
