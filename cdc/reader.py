@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 
 from cdc.config import Config
+from cdc.ending import end
 from cdc.errors import (
     CdcError,
     ConnectError,
@@ -83,8 +84,7 @@ class Reader:
         try:
             await self._run()
         finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            await end(listening)
 
     async def _run(self) -> None:
         wait = BACKOFF[0]

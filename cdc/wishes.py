@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from cdc import log, metrics
 from cdc.config import Kafka
+from cdc.ending import look
 from cdc.errors import PreconditionError
 
 LOG = log.get(__name__)
@@ -74,6 +75,7 @@ class Wishes:
                 if not self.known and repr(error) != told:
                     LOG.info("waiting for the topic of wishes", topic=self._kafka.control_topic, reason=repr(error))
                     told = repr(error)
+            look()
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _follow(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from cdc.config import Config
+from cdc.ending import end
 from consumers.freshness import Freshness
 from consumers.store import Offsets
 from consumers.topics import TableTopics, table_partitions
@@ -26,8 +27,7 @@ def applied_in(
         try:
             await asyncio.wait_for(_reached(config, tables, position, offsets, freshness, listening), seconds)
         finally:
-            listening.cancel()
-            await asyncio.wait({listening})
+            await end(listening)
 
     return caught_up
 

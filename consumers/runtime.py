@@ -22,6 +22,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from cdc import log, metrics
 from cdc.config import Config
+from cdc.ending import end
 from cdc.errors import ConnectError, StoreLost
 from cdc.failpoint import failpoint
 from cdc.garbage import collect_rarely
@@ -151,9 +152,7 @@ class Runtime:
             await self._close(stopping, *listening, *self._caretaker.running())
 
     async def _close(self, *tasks: asyncio.Future[Any]) -> None:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*tasks)
         await self.partitions.stop()
         await self._dead_letters.close()
         await self._logs.close()

@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from cdc.config import Kafka
+from cdc.ending import look
 from cdc.waiting import Waiting
 from consumers.connection import disconnect
 from consumers.retry import MOST_SECONDS, Action, delays, policy_for
@@ -64,4 +65,5 @@ async def follow(
                 attempts, told = delays(), Waiting()  # it had worked: a new failure starts with short waits
             if told.news(repr(error)):
                 waiting(error)
+        look()
         await pause(next(attempts))

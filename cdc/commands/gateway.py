@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cdc.commands.configuration import configuration
+from cdc.ending import end
 
 if TYPE_CHECKING:
     from cdc.config import Config
@@ -117,8 +118,7 @@ async def _until(stop: asyncio.Event, *beside: Coroutine[Any, Any, None]) -> Non
     stopping = asyncio.ensure_future(stop.wait())
     tasks = [asyncio.ensure_future(work) for work in beside]
     await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (stopping, *tasks):
-        task.cancel()
-    for ended in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(ended, Exception):
-            raise ended
+    await end(stopping, *tasks)
+    for task in tasks:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from cdc import log, metrics
+from cdc.ending import look
 from cdc.errors import CdcError
 
 LOG = log.get(__name__)
@@ -25,4 +26,5 @@ async def rounds(what: str, work: Callable[[], Awaitable[object]], seconds: floa
             if str(error) != told:
                 LOG.warning(f"{what}: it does not work", reason=error.message, hint=error.hint)
             told = str(error)
+        look()
         await asyncio.sleep(seconds)

@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from cdc import log
 from cdc.config import Config
+from cdc.ending import end
 from cdc.errors import MALFORMED, CdcError, ConnectError, DecodeError, PreconditionError
 from cdc.position import Position, decode_position
 from consumers.freshness import LOOK_BACK
@@ -94,7 +95,7 @@ class Feed:
         reading = self._reading
         self._end("the gateway stops")
         if reading is not None:
-            await asyncio.gather(reading, return_exceptions=True)
+            await end(reading)
 
     def _end(self, reason: str) -> None:
         ring, reading, self._ring, self._reading = self._ring, self._reading, None, None
