@@ -31,6 +31,10 @@ WRITES = {
     " VALUES ('a', 'b.c', '{}', '{}', '{}', 'held', repeat('0', 32))",
     "audit": "INSERT INTO cdc.audit (actor, action, outcome) VALUES ('a', 'b', 'allowed')",
     "row_changes": "SELECT cdc.count_rows('memories')",
+    "schedules": "INSERT INTO cdc.schedules (name, kind, period) VALUES ('a', 'verify', '1 day')",
+    "verify_subjects": "INSERT INTO cdc.verify_subjects (store, table_name) VALUES ('a', 'b.c')",
+    "mirrors": "INSERT INTO cdc.mirrors (store, log, next_offset) VALUES ('a', 'b', 0)",
+    "conditions": "INSERT INTO cdc.conditions (id, table_name, condition) VALUES (gen_random_uuid(), 'b.c', 'true')",
 }
 
 
