@@ -18,6 +18,7 @@ from cdc.errors import GapError, LoginError, PreconditionError
 from cdc.reader import Reader
 from cdc.resync import resync
 from tests.comparison import assert_equal_everywhere, assert_in_order, table_dump
+from tests.integration.test_reader import snapshots_done
 from tests.pipeline import MEMORIES, ReaderTask, config_of, pipeline, reading, settings, source, written
 from tests.waiting import LIMIT_SECONDS, until
 
@@ -125,7 +126,7 @@ async def test_a_table_that_comes_later_is_waited_for(servers: Endpoints, dsn: s
             connection.execute(MEMORIES)
             connection.execute("INSERT INTO memories VALUES (1, 'x')")
         await until(lambda: reader.reader.progress is not None, "a session")
-        await written(config, reader)
+        await written(config, reader, snapshots_done)
     assert [record.event["op"] for record in await table_dump(config)] == ["r"]
 
 
