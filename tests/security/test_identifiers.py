@@ -144,8 +144,14 @@ def test_a_check_with_code_of_a_user_is_not_evaluated(config: Config, source: ps
 SINKS = {"execute", "executemany", "SQL", "exec_", "send_query", "_run", "_one", "_piece", "_fetch", "_value", "run"}
 # Text that the server itself has quoted: format_type() and pg_get_expr().
 QUOTED_BY_THE_SERVER = {
-    ("cdc/source/fill.py", "_raw"), ("cdc/source/snapshot.py", "_where"), ("cdc/source/table_rows.py", "_canonical"),
+    ("cdc/source/fill.py", "_raw"), ("cdc/source/spans.py", "_key"), ("cdc/source/table_rows.py", "_canonical"),
     ("cdc/source/table_rows.py", "_join"), ("cdc/source/relations.py", "_refuses"),
+}  # fmt: skip
+# The condition of a backfill is SQL by design: from who may write cdc.conditions or holds the admin key, prepared alone
+# as one expression, and run in a transaction that only reads. `_since` makes one, with one of four names of types.
+A_PERSONS_CONDITION = {
+    ("cdc/commands/asking_for_rows.py", "_since"), ("cdc/source/condition.py", "estimate"),
+    ("cdc/source/spans.py", "bracketed"),
 }  # fmt: skip
 
 
@@ -156,7 +162,7 @@ def test_no_statement_is_put_together_from_text() -> None:
         for path in (ROOT / folder).rglob("*.py")
         for function in unsafe(ast.parse(path.read_text()))
     }
-    assert found == QUOTED_BY_THE_SERVER
+    assert found == QUOTED_BY_THE_SERVER | A_PERSONS_CONDITION
 
 
 @pytest.mark.parametrize(
