@@ -148,7 +148,7 @@ QUOTED_BY_THE_SERVER = {
     ("cdc/source/table_rows.py", "_join"), ("cdc/source/relations.py", "_refuses"),
 }  # fmt: skip
 # The condition of a backfill is SQL by design: from who may write cdc.conditions or holds the admin key, prepared alone
-# as one expression, and run in a transaction that only reads. `_since` makes one, with one of four names of types.
+# as one expression, and run in a transaction that only reads. `_since` makes one, with a name of a type from a list.
 A_PERSONS_CONDITION = {
     ("cdc/commands/asking_for_rows.py", "_since"), ("cdc/source/condition.py", "estimate"),
     ("cdc/source/spans.py", "bracketed"),
