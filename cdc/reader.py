@@ -132,8 +132,12 @@ class Reader:
         READER_RETRIES.labels(self._config.source_name, type(error).__name__).inc()
         try:
             await resync(self._config)
+        except LoginError:
+            raise
         except (ConnectError, PreconditionError) as failed:
-            log.warning("it is tried again", reason=failed.message, hint=failed.hint)
+            if self._waiting.news(failed.message):
+                log.warning("it is tried again", reason=failed.message, hint=failed.hint)
+            await asyncio.sleep(pause(BACKOFF[1]))
         else:
             self._resynced = time.monotonic()
 

@@ -18,7 +18,7 @@ from consumers.store import Partition
 class Connected:
     """A consumer of ours without a group, as a context."""
 
-    def __init__(self, config: Config, isolation: str) -> None:
+    def __init__(self, config: Config, isolation: str, **options: int) -> None:
         self._consumer: Any = AIOKafkaConsumer(
             **config.kafka.client_options(),
             isolation_level=isolation,
@@ -26,6 +26,7 @@ class Connected:
             auto_offset_reset="none",
             max_partition_fetch_bytes=PARTITION_BYTES,
             fetch_max_wait_ms=FETCH_WAIT_MS,
+            **options,
         )
 
     async def __aenter__(self) -> Self:
@@ -39,15 +40,8 @@ class Connected:
     async def __aexit__(self, *_error: object) -> None:
         await disconnect(self._consumer)
 
-
-class Ends(Connected):
-    """Where logs end, records of open transactions included, and which topics there are."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config, "read_uncommitted")
-
     async def ends(self, partitions: Collection[Partition]) -> dict[Partition, int]:
-        """Raises KafkaError."""
+        """As far as this isolation sees them. Raises KafkaError."""
         found = await self._consumer.end_offsets([TopicPartition(*p) for p in partitions]) if partitions else {}
         return {tuple(partition): end for partition, end in found.items()}
 
@@ -55,6 +49,13 @@ class Ends(Connected):
         """The first offset each log still has. Raises KafkaError."""
         found = await self._consumer.beginning_offsets([TopicPartition(*p) for p in partitions]) if partitions else {}
         return {tuple(partition): start for partition, start in found.items()}
+
+
+class Ends(Connected):
+    """Where logs end, records of open transactions included, and which topics there are."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, "read_uncommitted")
 
     async def topics(self) -> set[str]:
         """All there are now. Raises KafkaError."""

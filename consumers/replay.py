@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import NamedTuple
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from cdc.config import Config
 from consumers.batches import Message
-from consumers.connection import disconnect
-from consumers.partitions import FETCH_BYTES, FETCH_WAIT_MS, PARTITION_BYTES, POLL_RECORDS
+from consumers.logs import Connected
+from consumers.partitions import FETCH_BYTES, POLL_RECORDS
 from consumers.store import Offsets, Partition
 
 POLL_MS = 1000  # nothing comes that long only when Kafka is slow; then it is asked again
@@ -24,41 +24,11 @@ class Span(NamedTuple):
     end: int
 
 
-class Replayer:
-    """A connection that reads spans. Use it as a context: `async with Replayer(config) as replayer`."""
+class Replayer(Connected):
+    """A connection that reads spans of committed records. Use it as a context: `async with Replayer(config) as …`."""
 
     def __init__(self, config: Config) -> None:
-        self._consumer = AIOKafkaConsumer(
-            **config.kafka.client_options(),
-            isolation_level="read_committed",
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            fetch_max_bytes=FETCH_BYTES,
-            max_partition_fetch_bytes=PARTITION_BYTES,
-            fetch_max_wait_ms=FETCH_WAIT_MS,
-            max_poll_records=POLL_RECORDS,
-        )
-
-    async def __aenter__(self) -> Replayer:
-        try:
-            await self._consumer.start()
-        except BaseException:
-            await disconnect(self._consumer)
-            raise
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        await disconnect(self._consumer)
-
-    async def ends(self, partitions: Collection[Partition]) -> dict[Partition, int]:
-        """Up to where committed records can be read now. Raises KafkaError."""
-        found = await self._consumer.end_offsets([TopicPartition(*p) for p in partitions]) if partitions else {}
-        return {tuple(partition): end for partition, end in found.items()}
-
-    async def starts(self, partitions: Collection[Partition]) -> dict[Partition, int]:
-        """The first offset each log still has. Raises KafkaError."""
-        found = await self._consumer.beginning_offsets([TopicPartition(*p) for p in partitions]) if partitions else {}
-        return {tuple(partition): start for partition, start in found.items()}
+        super().__init__(config, "read_committed", fetch_max_bytes=FETCH_BYTES, max_poll_records=POLL_RECORDS)
 
     async def at_time(self, partitions: Collection[Partition], time_ms: int) -> dict[Partition, int]:
         """The first offset at or after a time (Unix ms), the end where there is none. Raises KafkaError."""

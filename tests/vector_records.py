@@ -14,8 +14,10 @@ from cdc.config import Config, parse
 from cdc.envelope import encode_floats
 from cdc.position import Position
 from consumers.faiss import FaissStore
-from consumers.store import Batch, Record
+from consumers.store import Batch, Record, Store
 
+DIMENSION = 16
+SEEN = ("public", "memories")
 TOPIC = "t.public.memories"
 
 
@@ -82,3 +84,20 @@ def batch(records: Sequence[Record], offset: int | None = None, table: str = "me
 def vectors(number: int, dimension: int, seed: int = 7) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Random ones."""
     return np.random.default_rng(seed).standard_normal((number, dimension), dtype=np.float32)
+
+
+async def fill(store: Store, number: int, *, lsn: int = 1, seed: int = 7) -> Any:
+    """Rows with random vectors, which are returned."""
+    data = vectors(number, DIMENSION, seed)
+    await store.apply(batch([record(n, lsn + n, data[n], offset=n) for n in range(number)]))
+    return data
+
+
+def normal(data: Any) -> Any:
+    """Each of length 1."""
+    return data / np.linalg.norm(data, axis=1, keepdims=True)
+
+
+async def held(store: FaissStore) -> dict[bytes, bytes]:
+    """Key → position."""
+    return {key: where async for key, where in store.scan(*SEEN)}

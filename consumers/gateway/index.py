@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from aiokafka.errors import KafkaError
 from fastapi import FastAPI, HTTPException, Response
 from fastapi.exceptions import RequestValidationError
 
@@ -106,6 +107,8 @@ async def _wait(parts: Parts, query: IndexQuery) -> None:
     except TimeoutError as error:
         late = f"the index has not applied {query.min_position} within {query.wait_seconds:g} s"
         raise HTTPException(412, late) from error
+    except KafkaError as error:
+        raise HTTPException(503, f"Kafka does not say where its logs end: {error!r}") from error
 
 
 async def _search(parts: Parts, query: IndexQuery) -> Sequence[Found]:
